@@ -1,0 +1,1 @@
+"""Workloads, the simulator, bounds and plots."""

@@ -1,0 +1,1 @@
+"""Decides which requests run, where and how wide. No torch in here."""

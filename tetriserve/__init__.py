@@ -1,0 +1,1 @@
+"""The public face: client, command line and the generated contract."""
