@@ -1,0 +1,53 @@
+"""Policies: pure functions from a problem and a time budget to a plan.
+
+`resolve` finds one by the name that `--policy` takes, such as `edf` or `fixed:2`. To add a policy,
+write a module with a factory and enter it here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+from scheduler.problem import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Where a policy's factory is; imported on first use, because solvers are slow to import."""
+
+    module: str
+    factory: str
+    help: str
+    argument: str = ""
+
+
+_POLICIES: dict[str, _Entry] = {
+    "cp-sat": _Entry("cp_sat", "cp_sat", "the round as an optimisation problem, solved by OR-Tools CP-SAT"),
+    "ilp": _Entry("ilp", "ilp", "the same model as an integer program, solved by PuLP with CBC"),
+    "edf": _Entry("edf", "edf", "earliest deadline first, each at the cheapest degree that meets it"),
+    "fixed": _Entry("fixed", "fixed", "static groups of K GPUs, first come first served", "K"),
+    "rssp": _Entry("fixed", "rssp", "a static degree for every size, first come first served"),
+}
+
+
+def names() -> list[str]:
+    """Names as `resolve` takes them, with K for a policy's argument."""
+    return [f"{name}:{entry.argument}" if entry.argument else name for name, entry in _POLICIES.items()]
+
+
+def describe() -> str:
+    """One line a policy, for --help."""
+    width = max(map(len, names()))
+    return "\n".join(f"{name:{width}}  {e.help}" for name, e in zip(names(), _POLICIES.values(), strict=True))
+
+
+def resolve(name: str) -> Policy:
+    """The policy called `name`; ValueError says what there is."""
+    base, _, argument = name.partition(":")
+    entry = _POLICIES.get(base)
+    if entry is None or bool(argument) != bool(entry.argument):
+        raise ValueError(f"unknown policy {name!r}; there are {', '.join(names())}")
+    factory: Callable[..., Policy] = getattr(
+        import_module(f"scheduler.policies.{entry.module}"), entry.factory
+    )
+    return factory(argument) if argument else factory()

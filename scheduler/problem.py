@@ -1,0 +1,153 @@
+"""What a policy sees (Problem) and what it answers (Plan): plain data, no behaviour of its own.
+
+Times are seconds on the scheduler's clock; slots number the GPUs of the cluster from 0.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from scheduler.profile import Profile
+
+
+class Stage(Enum):
+    """Work that an order can be about."""
+
+    ENCODING = "encoding"
+    DENOISING = "denoising"
+    DECODING = "decoding"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An outstanding request: what is left of it beyond the orders it already has.
+
+    `stage` is the next stage to plan; `steps` are denoising steps not yet ordered (0 from
+    DECODING on). It can start at `ready_at`, the end of its last order (at most `Problem.now`
+    where it waits). `slots` hold its latent, leader first; empty before its first order.
+    """
+
+    id: str
+    width: int
+    height: int
+    stage: Stage
+    steps: int
+    ready_at: float
+    arrived_at: float
+    deadline: float = math.inf
+    weight: float = 1.0
+    slots: tuple[int, ...] = ()
+    drop_late: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU and when its orders end; groups stay within one `node`."""
+
+    slot: int
+    free_at: float
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The state at the start of a round.
+
+    Only GPUs and requests that are free by `horizon` can be given an order in this plan; the
+    others are listed because they will compete later. `round_s` bounds an order's length: as
+    many whole steps as fit, at least one. `margin_s` is kept free before every deadline.
+    """
+
+    now: float
+    horizon: float
+    round_s: float
+    gpus: tuple[Gpu, ...]
+    requests: tuple[Request, ...]
+    profile: Profile
+    margin_s: float = 0.0
+
+    def degrees(self, request: Request) -> tuple[int, ...]:
+        """Degrees for the request's next stage, ascending, that are faster than every narrower one."""
+        if request.stage is not Stage.DENOISING:
+            return (1,)
+        return self.profile.degrees(request.width, request.height)
+
+    def steps_per_order(self, request: Request, degree: int) -> int:
+        """Steps in one order of at most `round_s` (at least one step); 0 outside DENOISING."""
+        if request.stage is not Stage.DENOISING:
+            return 0
+        step = self.profile.step(request.width, request.height, degree)
+        return min(request.steps, max(1, int(self.round_s / step + 1e-9)))
+
+    def duration(self, request: Request, degree: int, steps: int) -> float:
+        """Seconds of an order of the request's next stage."""
+        match request.stage:
+            case Stage.ENCODING:
+                return self.profile.encode()
+            case Stage.DENOISING:
+                return steps * self.profile.step(request.width, request.height, degree)
+            case Stage.DECODING:
+                return self.profile.decode(request.width, request.height)
+
+    def least_seconds(self, request: Request) -> float:
+        """Seconds that all that is left takes at the fastest degrees, without waiting."""
+        width, height, profile = request.width, request.height, self.profile
+        seconds = profile.decode(width, height)
+        if request.steps:
+            seconds += request.steps * profile.step(width, height, profile.degrees(width, height)[-1])
+        if request.stage is Stage.ENCODING:
+            seconds += profile.encode()
+        return seconds
+
+    def is_late(self, request: Request) -> bool:
+        """Whether the deadline is missed even at the fastest degrees from now on."""
+        start = max(self.now, request.ready_at)
+        return start + self.least_seconds(request) > request.deadline + 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One order to be given: the request's next stage, for `steps` steps, on `slots`."""
+
+    request_id: str
+    stage: Stage
+    slots: tuple[int, ...]
+    steps: int
+    begin: float
+    end: float
+
+    @property
+    def degree(self) -> int:
+        """Degree of sequence parallelism."""
+        return len(self.slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How a plan was found; `bound` and `objective` are in requests (weighted) on time."""
+
+    source: str = "heuristic"
+    status: str = ""
+    objective: float = math.nan
+    bound: float = math.nan
+    build_s: float = 0.0
+    solve_s: float = 0.0
+
+    @property
+    def gap(self) -> float:
+        """Weighted requests that a better plan could have on time, at most."""
+        return self.bound - self.objective
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Orders to give now, and the ids of requests that are certain to be late."""
+
+    assignments: tuple[Assignment, ...] = ()
+    late: tuple[str, ...] = ()
+    decision: Decision = field(default_factory=Decision)
+
+
+Policy = Callable[[Problem, float], Plan]
+"""A pure function: the problem and a time budget in seconds give a plan."""

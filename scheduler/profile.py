@@ -1,0 +1,211 @@
+"""The profile: how long a step, a text encoding and a VAE decoding take.
+
+A table of measured (or published, or derived) entries, with interpolation in between. Step times
+follow a power law in image tokens between two measured sizes; a degree is a ratio to degree 1, so
+that one measured size is enough to guess it at the others.
+"""
+
+import bisect
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+
+KINDS = ("step", "encode", "decode")
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """One entry: median `seconds` of a step, an encoding (size 0 x 0) or a decoding.
+
+    `basis` is measured, published or derived; `source` says where from.
+    """
+
+    kind: str
+    width: int
+    height: int
+    degree: int
+    batch: int
+    seconds: float
+    cv: float = 0.0
+    basis: str = "measured"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is one of {', '.join(KINDS)}, not {self.kind!r}")
+        if self.degree < 1 or self.batch < 1 or not (0 < self.seconds < math.inf):
+            raise ValueError(f"degree and batch are at least 1 and seconds positive: {self}")
+        if self.kind != "encode" and (self.width < 1 or self.height < 1):
+            raise ValueError(f"width and height are positive: {self}")
+
+
+class Curve:
+    """Positive values at token counts; a power law between neighbours and beyond the ends."""
+
+    def __init__(self, points: Iterable[tuple[int, float]], *, flat_ends: bool = False) -> None:
+        self._logs = [(math.log(x), math.log(y)) for x, y in sorted(points)]
+        self._flat_ends = flat_ends
+
+    def __call__(self, tokens: int) -> float:
+        logs, x = self._logs, math.log(tokens)
+        if len(logs) == 1:
+            # One point says nothing of the slope: work that grows with the picture is the safe guess.
+            return math.exp(logs[0][1] + (0.0 if self._flat_ends else x - logs[0][0]))
+        if self._flat_ends:
+            x = min(max(x, logs[0][0]), logs[-1][0])
+        right = min(max(bisect.bisect_left(logs, (x, -math.inf)), 1), len(logs) - 1)
+        (x0, y0), (x1, y1) = logs[right - 1], logs[right]
+        return math.exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+
+
+class Profile:
+    """Step times for every size, and the degrees worth using.
+
+    Degrees are powers of two up to the widest one with an entry. Raises ValueError where no
+    degree-1 step time is given: nothing can be planned without one.
+    """
+
+    def __init__(self, entries: Iterable[StepTime]) -> None:
+        # The last entry for a key wins, so that newer measurements replace older ones.
+        table = {(e.kind, e.width, e.height, e.degree, e.batch): e for e in entries}
+        self.entries: tuple[StepTime, ...] = tuple(table.values())
+        steps: dict[tuple[int, int], list[tuple[int, float]]] = defaultdict(list)
+        decodes: list[tuple[int, float]] = []
+        self._encode = 0.0
+        for e in self.entries:
+            if e.kind == "step":
+                steps[e.degree, e.batch].append((_tokens(e.width, e.height), e.seconds))
+            elif e.kind == "decode" and e.degree == e.batch == 1:
+                decodes.append((_tokens(e.width, e.height), e.seconds))
+            elif e.kind == "encode" and e.degree == e.batch == 1:
+                self._encode = e.seconds
+        if (1, 1) not in steps:
+            raise ValueError("a profile needs the time of a step at degree 1 and batch 1")
+        # Same token count, other shape: the slower one, so that no deadline rests on the faster.
+        curves = {key: _slowest(points) for key, points in steps.items()}
+        self._single = Curve(curves[1, 1].items())
+        self._ratios = {
+            key: Curve([(n, s / self._single(n)) for n, s in points.items()], flat_ends=True)
+            for key, points in curves.items()
+        }
+        self._decode = Curve(_slowest(decodes).items()) if decodes else None
+        self.max_degree: int = max(degree for degree, batch in steps if batch == 1)
+        self.step = lru_cache(maxsize=None)(self._step)
+        self.decode = lru_cache(maxsize=None)(self._decode_seconds)
+        self.degrees = lru_cache(maxsize=None)(self._degrees)
+
+    def _step(self, width: int, height: int, degree: int = 1, batch: int = 1) -> float:
+        """Seconds of one denoising step of `batch` pictures together at `degree`."""
+        tokens = _tokens(width, height)
+        return self._single(tokens) * self._ratio(tokens, degree, batch)
+
+    def encode(self) -> float:
+        """Seconds of one text encoding."""
+        return self._encode
+
+    def _decode_seconds(self, width: int, height: int) -> float:
+        """Seconds of one VAE decoding."""
+        return self._decode(_tokens(width, height)) if self._decode else 0.0
+
+    def _degrees(self, width: int, height: int) -> tuple[int, ...]:
+        """Degrees worth using, ascending: each is faster than all narrower ones."""
+        worth: list[int] = []
+        degree = 1
+        while degree <= self.max_degree:
+            if not worth or self.step(width, height, degree) < self.step(width, height, worth[-1]):
+                worth.append(degree)
+            degree *= 2
+        return tuple(worth)
+
+    def _ratio(self, tokens: int, degree: int, batch: int) -> float:
+        """Time against degree 1 and batch 1."""
+        if (degree, batch) in self._ratios:
+            return self._ratios[degree, batch](tokens)
+        if batch > 1:
+            # Batches never measured at this degree: as they do at degree 1, else one after the other.
+            alone = self._ratios[1, batch](tokens) if (1, batch) in self._ratios else float(batch)
+            return self._ratio(tokens, degree, 1) * alone
+        known = sorted(k for k, b in self._ratios if b == 1)
+        if not known[0] <= degree <= known[-1]:
+            raise ValueError(f"degree {degree} is outside the profile ({known[0]} to {known[-1]})")
+        above = bisect.bisect_left(known, degree)
+        low, high = known[above - 1], known[above]
+        share = math.log(degree / low) / math.log(high / low)
+        return self._ratios[low, 1](tokens) ** (1 - share) * self._ratios[high, 1](tokens) ** share
+
+    def limited(self, max_degree: int) -> "Profile":
+        """The same profile without degrees above `max_degree`."""
+        if max_degree >= self.max_degree:
+            return self
+        return Profile(e for e in self.entries if e.degree <= max_degree)
+
+
+def _tokens(width: int, height: int) -> int:
+    """Image tokens: one for 16 x 16 pixels (8x VAE, 2 x 2 patches)."""
+    return max(1, math.ceil(width / 16) * math.ceil(height / 16))
+
+
+def _slowest(points: Sequence[tuple[int, float]]) -> dict[int, float]:
+    slowest: dict[int, float] = {}
+    for tokens, seconds in points:
+        slowest[tokens] = max(seconds, slowest.get(tokens, 0.0))
+    return slowest
+
+
+def save(profile: Profile, path: Path) -> None:
+    """Write the entries as CSV, one line each, replacing the file at once."""
+    names = [f.name for f in fields(StepTime)]
+    draft = path.with_suffix(".tmp")
+    with draft.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows([getattr(e, name) for name in names] for e in profile.entries)
+    draft.replace(path)
+
+
+def load(path: Path) -> Profile:
+    """Read what `save` wrote.
+
+    Also a plain CSV with the columns width, height, degree, seconds_per_step and, optionally, batch,
+    text_encode_s, vae_decode_s. Raises ValueError with the line where the file is wrong.
+    """
+    entries: list[StepTime] = []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        for line in reader:
+            try:
+                entries += _plain(line) if "seconds_per_step" in line else [_own(line)]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+    return Profile(entries)
+
+
+def _own(line: dict[str, str]) -> StepTime:
+    integers = {name: int(line[name]) for name in ("width", "height", "degree", "batch")}
+    return StepTime(
+        kind=line["kind"],
+        **integers,
+        seconds=float(line["seconds"]),
+        cv=float(line.get("cv") or 0),
+        basis=line.get("basis") or "measured",
+        source=line.get("source") or "",
+    )
+
+
+def _plain(line: dict[str, str]) -> list[StepTime]:
+    width, height = int(line["width"]), int(line["height"])
+    basis, source = line.get("basis") or "published", line.get("source") or ""
+    batch = int(line.get("batch") or 1)
+    step = StepTime(
+        "step", width, height, int(line["degree"]), batch, float(line["seconds_per_step"]), 0.0, basis, source
+    )
+    rows = [step]
+    if line.get("text_encode_s"):
+        rows.append(StepTime("encode", 0, 0, 1, 1, float(line["text_encode_s"]), 0.0, basis, source))
+    if line.get("vae_decode_s"):
+        rows.append(StepTime("decode", width, height, 1, 1, float(line["vae_decode_s"]), 0.0, basis, source))
+    return rows
