@@ -12,18 +12,28 @@ from scheduler.profile import Profile
 
 
 class Stage(Enum):
-    """Work that an order can be about."""
+    """Where a request is in its life; orders are about the three in the middle."""
 
+    QUEUED = "queued"
     ENCODING = "encoding"
     DENOISING = "denoising"
     DECODING = "decoding"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    DROPPED = "dropped"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing comes after it."""
+        return self in (Stage.DONE, Stage.FAILED, Stage.CANCELLED, Stage.DROPPED)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """An outstanding request: what is left of it beyond the orders it already has.
 
-    `stage` is the next stage to plan; `steps` are denoising steps not yet ordered (0 from
+    `stage` is the next to plan, ENCODING to DECODING; `steps` are denoising steps not yet ordered (0 from
     DECODING on). It can start at `ready_at`, the end of its last order (at most `Problem.now`
     where it waits). `slots` hold its latent, leader first; empty before its first order.
     """
@@ -89,6 +99,8 @@ class Problem:
                 return steps * self.profile.step(request.width, request.height, degree)
             case Stage.DECODING:
                 return self.profile.decode(request.width, request.height)
+            case _:
+                raise ValueError(f"no order is about {request.stage}")
 
     def least_seconds(self, request: Request) -> float:
         """Seconds that all that is left takes at the fastest degrees, without waiting."""
