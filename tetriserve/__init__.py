@@ -1,1 +1,67 @@
-"""The public face: client, command line and the generated contract."""
+"""The public face: client, command line and the generated contract.
+
+with tetriserve.Client() as client:
+    status = client.submit("a red house under a yellow sun", "512x512", steps=20, deadline="8s")
+    client.result(status.id).save("house.png")
+"""
+
+from tetriserve.client import AsyncClient, Client
+from tetriserve.errors import (
+    AlreadyExists,
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    RequestEnded,
+    ResourceExhausted,
+    RpcError,
+    TetriServeError,
+    Unavailable,
+    Unimplemented,
+)
+from tetriserve.types import (
+    Cluster,
+    Event,
+    Executor,
+    ImageSpec,
+    Model,
+    OnLate,
+    Quote,
+    Request,
+    RequestStatus,
+    Span,
+    Stage,
+    Verdict,
+)
+
+__all__ = [
+    "AlreadyExists",
+    "AsyncClient",
+    "Cancelled",
+    "Client",
+    "Cluster",
+    "DeadlineExceeded",
+    "Event",
+    "Executor",
+    "FailedPrecondition",
+    "ImageSpec",
+    "Internal",
+    "InvalidArgument",
+    "Model",
+    "NotFound",
+    "OnLate",
+    "Quote",
+    "Request",
+    "RequestEnded",
+    "RequestStatus",
+    "ResourceExhausted",
+    "RpcError",
+    "Span",
+    "Stage",
+    "TetriServeError",
+    "Unavailable",
+    "Unimplemented",
+    "Verdict",
+]
