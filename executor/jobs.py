@@ -1,0 +1,80 @@
+"""Orders as the executor holds them: a queue in the order given, and what was said of each since."""
+
+import threading
+from collections import deque
+from enum import IntEnum
+
+from executor.link import Session
+from tetriserve.v1 import executor_pb2 as pb
+
+
+class Halt(IntEnum):
+    """Why an order is not to go on; the greater one wins."""
+
+    NONE = 0
+    TRUNCATED = 1  # its leader ends it at the next step boundary
+    RETURNED = 2  # handed back if it has not begun, else truncated: this executor stops, or has no scheduler
+    ABORTED = 3  # its group is lost
+
+
+class Job:
+    """An order of a session. The event loop sets `halt`; the device thread looks at it between steps."""
+
+    def __init__(self, order: pb.Order, session: Session) -> None:
+        self.order = order
+        self.session = session
+        self.halt = Halt.NONE
+        self.reason = ""
+        self.released = False  # the request's state is not to be kept
+
+    @property
+    def leads(self) -> bool:
+        """Whether this executor is the leader of the order's group."""
+        return self.order.group.members[0].slot == self.session.slot
+
+    @property
+    def degree(self) -> int:
+        """Members of its group."""
+        return len(self.order.group.members)
+
+    def stop(self, halt: Halt, reason: str) -> None:
+        """Ask for its end."""
+        if halt > self.halt:
+            self.halt, self.reason = halt, reason
+
+
+class Jobs:
+    """The queue between the event loop and the device thread; every method is safe on both."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Job] = deque()
+        self._running: Job | None = None
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, job: Job) -> None:
+        """Queue an order behind all others."""
+        with self._changed:
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def take(self) -> Job | None:
+        """The next order, which is then the running one; waits for it. None: closed, and all have run."""
+        with self._changed:
+            self._running = None
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if self._waiting:
+                self._running = self._waiting.popleft()
+            return self._running
+
+    def all(self) -> list[Job]:
+        """The running order and those that wait."""
+        with self._changed:
+            return [*([self._running] if self._running else []), *self._waiting]
+
+    def close(self) -> None:
+        """Let `take` answer None once nothing waits."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
