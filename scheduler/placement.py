@@ -1,68 +1,118 @@
 """Where degrees go: aligned power-of-two blocks of slots, keeping requests where they are.
 
 Aligned blocks nest (a buddy system), so a set of degrees fits exactly when, for every size k, the
-degrees of at least k fill no more than the free blocks of k; see `Blocks.fits`.
+degrees of at least k fill no more than the free blocks of k; see `Blocks.fits`. Sets of slots are
+bit masks here, because policies ask thousands of times a plan.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import lru_cache
 
 from scheduler.problem import Gpu
 
 
-def blocks_of(slots: Iterable[int], degree: int) -> list[tuple[int, ...]]:
-    """The aligned blocks of `degree` slots that lie wholly in `slots`, ascending."""
-    count = Counter(slot // degree for slot in slots)
-    return [
-        tuple(range(b * degree, (b + 1) * degree)) for b in sorted(b for b, n in count.items() if n == degree)
-    ]
+def mask_of(slots: Iterable[int]) -> int:
+    """The slots as a bit mask."""
+    mask = 0
+    for slot in slots:
+        mask |= 1 << slot
+    return mask
+
+
+class Layout:
+    """The aligned blocks of a set of slots, each within one node."""
+
+    def __init__(self, sites: Iterable[tuple[int, str]]) -> None:
+        node = dict(sites)
+        self.slots: tuple[int, ...] = tuple(sorted(node))
+        self.blocks: dict[int, tuple[int, ...]] = {}
+        """Masks of the blocks of each degree, ascending; a degree without any is absent."""
+        self.members: dict[int, tuple[int, ...]] = {}
+        """Slots of each block."""
+        self.parent: dict[int, int] = {}
+        """The block of twice the degree that each block is half of, where there is one."""
+        degree = 1
+        found = [(slot,) for slot in self.slots]
+        while found:
+            masks = [mask_of(block) for block in found]
+            self.blocks[degree] = tuple(masks)
+            self.members.update(zip(masks, found, strict=True))
+            whole = {block[0]: block for block in found}
+            found = []
+            for first, block in whole.items():
+                buddy = whole.get(first + degree)
+                if first % (2 * degree) == 0 and buddy and node[first] == node[buddy[0]]:
+                    found.append(block + buddy)
+                    both = mask_of(found[-1])
+                    self.parent[mask_of(block)] = self.parent[mask_of(buddy)] = both
+            degree *= 2
+        self.max_degree = max(self.blocks, default=0)
+
+    def room(self, block: int, free: int) -> int:
+        """Size of the largest block of `free` slots that contains this one."""
+        above = self.parent.get(block)
+        while above is not None and above & free == above:
+            block, above = above, self.parent.get(above)
+        return block.bit_count()
+
+    def find(self, degree: int, free: int, held: int = 0) -> int | None:
+        """The block of `free` slots that best keeps a request on the slots it has `held`, or None.
+
+        Among equals the one whose buddies are taken: it breaks up the fewest larger blocks.
+        """
+        best, best_rank = None, (-1, -1)
+        for block in self.blocks.get(degree, ()):
+            if block & free == block:
+                rank = ((block & held).bit_count(), -self.room(block, free))
+                if rank > best_rank:
+                    best, best_rank = block, rank
+        return best
+
+
+@lru_cache(maxsize=256)
+def _layout(sites: tuple[tuple[int, str], ...]) -> Layout:
+    return Layout(sites)
+
+
+def layout_of(gpus: Iterable[Gpu]) -> Layout:
+    """The layout of these GPUs; shared, so that a fleet's is computed once."""
+    return _layout(tuple((gpu.slot, gpu.node) for gpu in gpus))
 
 
 class Blocks:
     """Free slots that are handed out in aligned blocks, each within one node."""
 
     def __init__(self, gpus: Iterable[Gpu]) -> None:
-        self._node: Mapping[int, str] = {gpu.slot: gpu.node for gpu in gpus}
-        self.free: set[int] = set(self._node)
+        self._layout = layout_of(gpus)
+        self._free = mask_of(self._layout.slots)
+
+    @property
+    def free(self) -> set[int]:
+        """Slots that are not handed out."""
+        return {slot for slot in self._layout.slots if self._free >> slot & 1}
 
     def available(self, degree: int) -> list[tuple[int, ...]]:
         """The free blocks of `degree` slots, ascending."""
-        if degree == 1:
-            return [(slot,) for slot in sorted(self.free)]
-        return [b for b in blocks_of(self.free, degree) if len({self._node[slot] for slot in b}) == 1]
+        layout = self._layout
+        return [layout.members[b] for b in layout.blocks.get(degree, ()) if b & self._free == b]
 
     def fits(self, degrees: Iterable[int]) -> bool:
         """Whether blocks of all these degrees (powers of two) can be taken together."""
         wanted = Counter(degrees)
-        sizes = sorted(wanted, reverse=True)
         return all(
             sum(n * (k // size) for k, n in wanted.items() if k >= size) <= len(self.available(size))
-            for size in sizes
+            for size in wanted
         )
 
     def find(self, degree: int, held: Iterable[int] = ()) -> tuple[int, ...] | None:
-        """The free block that best keeps a request on the slots it has `held`, or None.
-
-        Among equals the one whose buddies are taken: it breaks up the fewest larger blocks.
-        """
-        held = set(held)
-        best, best_rank = None, (-1, -1)
-        for block in self.available(degree):
-            rank = (len(held.intersection(block)), -self._free_buddies(block))
-            if rank > best_rank:
-                best, best_rank = block, rank
-        return best
+        """The free block that best keeps a request on the slots it has `held`, or None."""
+        block = self._layout.find(degree, self._free, mask_of(held))
+        return None if block is None else self._layout.members[block]
 
     def take(self, block: Iterable[int]) -> None:
-        """Hand a block out."""
-        self.free.difference_update(block)
-
-    def _free_buddies(self, block: tuple[int, ...]) -> int:
-        """Size of the largest free aligned block that contains this one."""
-        size = len(block)
-        while True:
-            first = block[0] // (2 * size) * (2 * size)
-            around = range(first, first + 2 * size)
-            if not self.free.issuperset(around) or len({self._node[slot] for slot in around}) > 1:
-                return size
-            size *= 2
+        """Hand a block out. ValueError where a slot is not free: two orders would share it."""
+        mask = mask_of(block)
+        if mask & ~self._free:
+            raise ValueError(f"slots {tuple(block)} are not all free")
+        self._free &= ~mask

@@ -1,0 +1,473 @@
+"""The core: events in, effects out. No clock, no network, no threads.
+
+The service feeds it real events and the simulator virtual ones. Each event method takes the time and
+returns effects. Planning is three calls, so that a policy can run elsewhere and take its time:
+`problem` (a snapshot), the policy, `commit` (what of the plan still holds becomes orders).
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Release, Report, Truncate
+from scheduler.problem import Assignment, Gpu, Plan, Problem, Request, Stage
+from scheduler.profile import Profile
+from scheduler.tracking import QUEUE_DEPTH, Flight, Slot, Span, Submission, Tracked
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Knobs of the core; times in seconds.
+
+    `round_s` bounds an order's length and the time between plans; `lead_s` is how long before the end
+    of its last order an executor can be given the next; `margin_s` is kept free before deadlines;
+    `attempts` failed orders end a request; `grace_s` is how long the other members of a group may
+    still report after one has failed, before they are aborted.
+    """
+
+    round_s: float = 0.25
+    lead_s: float = 0.05
+    margin_s: float = 0.0
+    attempts: int = 3
+    grace_s: float = 2.0
+    drop_late: bool = False
+
+
+EPSILON = 1e-9
+"""Seconds that rounding may lose."""
+
+
+class Rounds:
+    """Requests, executors and what runs where."""
+
+    def __init__(self, config: Config, profile: Profile | None = None) -> None:
+        self.config = config
+        self.profile = profile
+        self.requests: dict[str, Tracked] = {}
+        self.slots: dict[int, Slot] = {}
+        self.plans = 0
+        self._active: dict[str, Tracked] = {}
+        self._flights: dict[int, Flight] = {}
+        self._order_id = 0
+        self._epoch = 0
+        self._dirty = False
+        self._version = 0
+        self._planned_version = 0
+        self._planned_at = -math.inf
+
+    # Events of clients.
+
+    def submit(
+        self, now: float, submission: Submission, arrived_at: float | None = None, checkpoint: int = 0
+    ) -> list[Effect]:
+        """Accept a request; `arrived_at` and `checkpoint` (steps behind it) where it is resumed."""
+        if submission.id in self.requests:
+            raise ValueError(f"request id {submission.id!r} is in use")
+        arrived = now if arrived_at is None else arrived_at
+        deadline = math.inf if submission.deadline_s is None else arrived + submission.deadline_s
+        tracked = Tracked(submission, arrived, deadline, checkpoint=checkpoint)
+        self.requests[tracked.id] = self._active[tracked.id] = tracked
+        self._rewind(tracked)
+        return self._changed(now, tracked)
+
+    def cancel(self, now: float, request_id: str) -> list[Effect]:
+        """End a request; what runs of it stops at the next step boundary. KeyError: unknown."""
+        tracked = self.requests[request_id]
+        return [] if tracked.stage.ended else self._end(now, tracked, Stage.CANCELLED)
+
+    def checkpointed(self, request_id: str, step: int) -> None:
+        """A checkpoint after `step` steps has arrived."""
+        if tracked := self._active.get(request_id):
+            tracked.checkpoint = max(tracked.checkpoint, step)
+
+    def forget(self, request_id: str) -> None:
+        """Drop an ended request from memory."""
+        if self.requests[request_id].stage.ended:
+            del self.requests[request_id]
+
+    # Events of executors.
+
+    def executor_joined(self, now: float, slot: int, node: str = "") -> list[Effect]:
+        """An executor is ready for orders."""
+        if slot in self.slots:
+            raise ValueError(f"slot {slot} is taken")
+        self._epoch += 1
+        self.slots[slot] = Slot(slot, node, self._epoch)
+        return self._touch(now)
+
+    def executor_leaving(self, now: float, slot: int) -> list[Effect]:
+        """No more orders for this one; it hands back what it has not begun."""
+        self.slots[slot].leaving = True
+        return self._touch(now)
+
+    def executor_lost(self, now: float, slot: int) -> list[Effect]:
+        """An executor is gone, and with it what it held; its groups are aborted."""
+        lost = self.slots.pop(slot)
+        self._epoch += 1
+        for tracked in self._active.values():
+            tracked.held.pop(slot, None)
+            tracked.holders = tuple(s for s in tracked.holders if s != slot)
+        peers: set[int] = set()
+        effects: list[Effect] = []
+        for flight in list(lost.queue):
+            peers |= flight.pending - {slot}
+            outcome = Outcome.ABORTED if flight.begun else Outcome.RETURNED
+            effects += self._report(now, flight, Report(slot, outcome, error=f"executor {slot} was lost"))
+        for peer in peers:
+            self.slots[peer].epoch = self._epoch
+        if peers:
+            effects.insert(0, Abort(self._epoch, tuple(sorted(peers)), (slot,)))
+        return effects + self._touch(now)
+
+    def step_done(self, now: float, order_id: int) -> list[Effect]:
+        """The leader has finished one more step of an order."""
+        flight = self._flights.get(order_id)
+        tracked = self._active.get(flight.order.request_id) if flight else None
+        if flight is None or tracked is None:
+            return []
+        flight.steps_reported = min(flight.steps_reported + 1, flight.order.steps)
+        flight.marked_at = now
+        tracked.steps_done = flight.order.first_step + flight.steps_reported
+        return [Changed(tracked.id)]
+
+    def order_done(self, now: float, order_id: int, report: Report) -> list[Effect]:
+        """An order has ended on one of its slots."""
+        flight = self._flights.get(order_id)
+        if flight is None or report.slot not in flight.pending:
+            return []
+        return self._report(now, flight, report) + self._touch(now)
+
+    def measure(self, now: float, slots: tuple[int, ...]) -> list[Effect]:
+        """Give an order to measure step times, which the service fills in."""
+        return self._give(now, self._order(slots), math.inf) + self._touch(now)
+
+    # Planning.
+
+    def wake_at(self, now: float) -> float:
+        """When to plan next, or to call `tick`; infinity: after the next event."""
+        if self._dirty:
+            return now
+        times = [flight.abort_at for flight in self._flights.values()]
+        if any(t.next_stage for t in self._active.values()):
+            times += [
+                flight.end - self.config.lead_s
+                for flight in self._flights.values()
+                if flight.begun and not flight.looked_ahead
+            ]
+            if any(not slot.queue for slot in self.slots.values()):
+                times.append(self._planned_at + self.config.round_s)
+        return max(now, min(times, default=math.inf))
+
+    def tick(self, now: float) -> list[Effect]:
+        """Abort what has been left hanging by a failed member."""
+        effects: list[Effect] = []
+        for flight in list(self._flights.values()):
+            if flight.abort_at <= now:
+                flight.abort_at = math.inf
+                failed = tuple(sorted(set(flight.order.slots) - flight.pending))
+                self._epoch += 1
+                for slot in flight.pending | (self.slots.keys() & set(failed)):
+                    self.slots[slot].epoch = self._epoch
+                effects.append(Abort(self._epoch, tuple(sorted(flight.pending)), failed))
+        return effects
+
+    def problem(self, now: float) -> Problem | None:
+        """What there is to plan now; None where nothing can be: no GPU, no request or no profile."""
+        self._dirty, self._planned_at, self._planned_version = False, now, self._version
+        self._predict(now)
+        horizon = now + self.config.lead_s + EPSILON
+        never = math.nextafter(horizon, math.inf)
+        for flight in self._flights.values():
+            # The very comparison of `wake_at`: else rounding could wake it for ever.
+            flight.looked_ahead = flight.looked_ahead or flight.end - self.config.lead_s <= now
+        gpus = []
+        for slot in self.slots.values():
+            free_at = slot.queue[-1].end if slot.queue else now
+            if not slot.leaving and free_at < math.inf:
+                full = len(slot.queue) >= QUEUE_DEPTH
+                gpus.append(Gpu(slot.slot, max(free_at, never) if full else free_at, slot.node))
+        requests = [self._outstanding(t, never) for t in self._active.values() if t.next_stage]
+        if self.profile is None or not gpus or not requests:
+            return None
+        return Problem(
+            now=now,
+            horizon=horizon,
+            round_s=self.config.round_s,
+            gpus=tuple(sorted(gpus, key=lambda gpu: gpu.slot)),
+            requests=tuple(requests),
+            profile=self.profile,
+            margin_s=self.config.margin_s,
+        )
+
+    def commit(self, now: float, plan: Plan) -> list[Effect]:
+        """Give the plan's orders, but those that events since `problem` have overtaken."""
+        self.plans += 1
+        effects: list[Effect] = []
+        for request_id in plan.late:
+            if tracked := self._active.get(request_id):
+                effects += self._mark_late(now, tracked)
+        for assignment in plan.assignments:
+            tracked = self._active.get(assignment.request_id)
+            if tracked is not None and self._holds(tracked, assignment):
+                effects += self._assign(now, tracked, assignment)
+            elif self._version == self._planned_version:
+                raise ValueError(f"the plan has an order that cannot be given: {assignment}")
+            else:
+                self._dirty = True
+        return effects
+
+    # How it is done.
+
+    def _outstanding(self, tracked: Tracked, never: float) -> Request:
+        s, flights = tracked.submission, tracked.flights
+        ready_at = max((flight.end for flight in flights), default=tracked.arrived_at)
+        if len(flights) >= QUEUE_DEPTH or any(f.abort_at < math.inf for f in flights):
+            ready_at = max(ready_at, never)
+        assert tracked.next_stage is not None
+        return Request(
+            id=s.id,
+            width=s.width,
+            height=s.height,
+            stage=tracked.next_stage,
+            steps=s.steps - tracked.next_step if tracked.next_stage is not Stage.DECODING else 0,
+            ready_at=ready_at,
+            arrived_at=tracked.arrived_at,
+            deadline=tracked.deadline,
+            weight=s.weight,
+            slots=tracked.holders,
+            drop_late=self._drops_late(tracked),
+        )
+
+    def _holds(self, tracked: Tracked, assignment: Assignment) -> bool:
+        """Whether the assignment can still become an order."""
+        slots = [self.slots.get(slot) for slot in assignment.slots]
+        return (
+            tracked.next_stage is assignment.stage
+            and len(tracked.flights) < QUEUE_DEPTH
+            and all(f.abort_at == math.inf for f in tracked.flights)
+            and (assignment.stage is not Stage.DENOISING or assignment.steps > 0)
+            and tracked.next_step + assignment.steps <= tracked.submission.steps
+            and len(set(assignment.slots)) == len(slots) > 0
+            and all(s is not None and not s.leaving and len(s.queue) < QUEUE_DEPTH for s in slots)
+        )
+
+    def _assign(self, now: float, tracked: Tracked, assignment: Assignment) -> list[Effect]:
+        resumed = tracked.next_step > 0 and not tracked.holders
+        order = self._order(
+            assignment.slots,
+            request_id=tracked.id,
+            stage=assignment.stage,
+            first_step=tracked.next_step,
+            steps=assignment.steps,
+            holders=tracked.holders,
+            from_checkpoint=resumed,
+        )
+        tracked.next_step += assignment.steps
+        tracked.holders = assignment.slots
+        match assignment.stage:
+            case Stage.ENCODING:
+                tracked.next_stage = Stage.DENOISING
+            case Stage.DENOISING if tracked.next_step == tracked.submission.steps:
+                tracked.next_stage = Stage.DECODING
+            case Stage.DECODING:
+                tracked.next_stage = None
+        return self._give(now, order, assignment.end - assignment.begin)
+
+    def _order(
+        self,
+        slots: tuple[int, ...],
+        *,
+        request_id: str = "",
+        stage: Stage | None = None,
+        first_step: int = 0,
+        steps: int = 0,
+        holders: tuple[int, ...] = (),
+        from_checkpoint: bool = False,
+    ) -> Order:
+        self._order_id += 1
+        # A group keeps its name, and so its communicators, until one of its own members is lost.
+        epoch = max(self.slots[slot].epoch for slot in slots)
+        return Order(
+            self._order_id, slots, epoch, request_id, stage, first_step, steps, holders, from_checkpoint
+        )
+
+    def _give(self, now: float, order: Order, length: float) -> list[Effect]:
+        flight = Flight(order, length, pending=set(order.slots))
+        self._flights[order.id] = flight
+        for slot in order.slots:
+            self.slots[slot].queue.append(flight)
+        if tracked := self._active.get(order.request_id):
+            tracked.flights.append(flight)
+        return [Give(order), *self._begin(now)]
+
+    def _begin(self, now: float) -> list[Effect]:
+        """Mark the orders whose turn has come."""
+        effects: list[Effect] = []
+        for flight in self._flights.values():
+            order = flight.order
+            tracked = self._active.get(order.request_id)
+            if (
+                flight.begun
+                or any(self.slots[slot].queue[0] is not flight for slot in flight.pending)
+                or (tracked and tracked.flights[0] is not flight)
+            ):
+                continue
+            flight.begun_at = flight.marked_at = now
+            flight.end = flight.predicted_end(now)
+            if tracked and order.stage:
+                tracked.stage = order.stage
+                tracked.spans.append(Span(order.stage, order.slots, order.first_step, order.steps, now))
+                effects.append(Changed(tracked.id))
+        return effects
+
+    def _predict(self, now: float) -> None:
+        """Predict the ends of all flights, in the order in which they run."""
+        for flight in self._flights.values():
+            if flight.begun:
+                flight.end = flight.predicted_end(now)
+                continue
+            begin = now
+            for ahead in self._ahead_of(flight):
+                begin = max(begin, ahead.end)
+            flight.end = begin + flight.length
+
+    def _ahead_of(self, flight: Flight) -> Iterator[Flight]:
+        """Flights that this one waits for, directly."""
+        for slot in flight.pending:
+            for other in self.slots[slot].queue:
+                if other is flight:
+                    break
+                yield other
+        if tracked := self._active.get(flight.order.request_id):
+            yield from tracked.flights[: tracked.flights.index(flight)]
+
+    def _report(self, now: float, flight: Flight, report: Report) -> list[Effect]:
+        flight.pending.discard(report.slot)
+        flight.reports.append(report)
+        if slot := self.slots.get(report.slot):
+            slot.queue.remove(flight)
+            slot.busy_seconds += report.seconds
+        tracked = self._active.get(flight.order.request_id)
+        if tracked and slot and report.outcome is not Outcome.RETURNED:
+            tracked.held[report.slot] = report.steps_done
+        if flight.pending:
+            if report.outcome is not Outcome.OK:
+                # What one member never begins, the others wait for in vain.
+                grace = 0.0 if report.outcome is Outcome.RETURNED else self.config.grace_s
+                flight.abort_at = min(flight.abort_at, now + grace)
+            return []
+        return self._resolve(now, flight)
+
+    def _resolve(self, now: float, flight: Flight) -> list[Effect]:
+        """All members have reported."""
+        order = flight.order
+        del self._flights[order.id]
+        tracked = self.requests.get(order.request_id)
+        if tracked is None:
+            return []
+        tracked.flights.remove(flight)
+        seconds = max(report.seconds for report in flight.reports)
+        tracked.gpu_seconds += seconds * len(order.slots)
+        if flight.begun:
+            self._close_span(now, tracked, flight)
+        if tracked.stage.ended:
+            return self._release(tracked, order.slots)
+        bad = [report for report in flight.reports if report.outcome is not Outcome.OK]
+        if bad:
+            return self._failed(now, tracked, flight, bad)
+        reached = min(report.steps_done for report in flight.reports)
+        if order.stage is Stage.DECODING:
+            return self._end(now, tracked, Stage.DONE)
+        if order.stage is Stage.DENOISING:
+            tracked.steps_done = reached
+        effects = self._release(tracked, set(tracked.held) - set(order.slots))
+        if order.stage is Stage.DENOISING and reached < order.first_step + order.steps:
+            effects += self._withdraw(now, tracked)
+        return [*effects, *self._changed(now, tracked)]
+
+    def _close_span(self, now: float, tracked: Tracked, flight: Flight) -> None:
+        for span in reversed(tracked.spans):
+            if span.slots == flight.order.slots and math.isnan(span.end):
+                span.end = now
+                reached = max(report.steps_done for report in flight.reports)
+                span.steps = max(0, min(span.steps, reached - span.first_step))
+                return
+
+    def _failed(self, now: float, tracked: Tracked, flight: Flight, bad: list[Report]) -> list[Effect]:
+        worst = next((r for r in bad if r.outcome is Outcome.ERROR), bad[0])
+        if not flight.withdrawn and any(report.outcome is not Outcome.RETURNED for report in bad):
+            tracked.failures += 1
+        if tracked.failures >= self.config.attempts:
+            tracked.error = worst.error or f"failed {tracked.failures} times"
+            return self._end(now, tracked, Stage.FAILED)
+        return self._withdraw(now, tracked) + self._changed(now, tracked)
+
+    def _withdraw(self, now: float, tracked: Tracked) -> list[Effect]:
+        """Take back what is queued ahead; begin again from what is held once all has been reported."""
+        effects: list[Effect] = []
+        for flight in tracked.flights:
+            flight.withdrawn = True
+            flight.abort_at = min(flight.abort_at, now + self.config.grace_s)
+            effects.append(Truncate(flight.order.id, flight.order.leader))
+        if not tracked.flights:
+            self._rewind(tracked)
+        return effects
+
+    def _rewind(self, tracked: Tracked) -> None:
+        """Plan anew from the furthest step that an executor holds, or else from the checkpoint."""
+        furthest = max(tracked.held.values(), default=0)
+        if tracked.held and furthest >= tracked.checkpoint:
+            tracked.steps_done = furthest
+            tracked.holders = tuple(sorted(s for s, step in tracked.held.items() if step == furthest))
+        else:
+            tracked.steps_done = tracked.checkpoint
+            tracked.holders = ()
+        tracked.next_step = tracked.steps_done
+        if tracked.steps_done == 0 and not tracked.holders:
+            tracked.next_stage = Stage.ENCODING
+        elif tracked.steps_done < tracked.submission.steps:
+            tracked.next_stage = Stage.DENOISING
+        else:
+            tracked.next_stage = Stage.DECODING
+
+    def _end(self, now: float, tracked: Tracked, stage: Stage) -> list[Effect]:
+        tracked.stage, tracked.finished_at, tracked.next_stage = stage, now, None
+        if stage is Stage.DONE:
+            tracked.late = now > tracked.deadline
+        del self._active[tracked.id]
+        effects: list[Effect] = [Truncate(f.order.id, f.order.leader) for f in tracked.flights]
+        busy = {slot for flight in tracked.flights for slot in flight.pending}
+        effects += self._release(tracked, set(tracked.held) - busy)
+        return [*effects, *self._changed(now, tracked)]
+
+    def _release(self, tracked: Tracked, slots: Iterable[int]) -> list[Effect]:
+        """Release the state on `slots`, but where an order that is still out needs it."""
+        needed = {slot for flight in tracked.flights for slot in flight.pending}
+        if not tracked.stage.ended:
+            needed |= {slot for flight in tracked.flights for slot in flight.order.holders}
+        freed = tuple(sorted(slot for slot in set(slots) - needed if slot in self.slots))
+        for slot in freed:
+            tracked.held.pop(slot, None)
+        return [Release(tracked.id, freed)] if freed else []
+
+    def _mark_late(self, now: float, tracked: Tracked) -> list[Effect]:
+        if self._drops_late(tracked):
+            tracked.late, tracked.error = True, "the deadline cannot be met any more"
+            return self._end(now, tracked, Stage.DROPPED)
+        if tracked.late:
+            return []
+        tracked.late = True
+        return [Changed(tracked.id)]
+
+    def _drops_late(self, tracked: Tracked) -> bool:
+        wish = tracked.submission.drop_late
+        return self.config.drop_late if wish is None else wish
+
+    def _changed(self, now: float, tracked: Tracked) -> list[Effect]:
+        return [Changed(tracked.id), *self._touch(now)]
+
+    def _touch(self, now: float) -> list[Effect]:
+        """Something has happened: plan anew."""
+        self._dirty = True
+        self._version += 1
+        return self._begin(now)

@@ -1,0 +1,110 @@
+"""The core's books: requests, the orders that are out, and the slots that they are out on."""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+from scheduler.orders import Order, Report
+from scheduler.problem import Stage
+
+QUEUE_DEPTH = 2
+"""Orders that an executor, or a request, can have at once: the running one and one ahead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request as far as planning is concerned; what it draws is the service's business."""
+
+    id: str
+    width: int
+    height: int
+    steps: int
+    deadline_s: float | None = None
+    weight: float = 1.0
+    drop_late: bool | None = None
+
+
+@dataclass(slots=True)
+class Span:
+    """One order as it ran; `end` is NaN while it runs."""
+
+    stage: Stage
+    slots: tuple[int, ...]
+    first_step: int
+    steps: int
+    begin: float
+    end: float = math.nan
+
+
+@dataclass(slots=True)
+class Tracked:
+    """A request and what has become of it. `late` is None while its deadline can be met or missed."""
+
+    submission: Submission
+    arrived_at: float
+    deadline: float
+    stage: Stage = Stage.QUEUED
+    steps_done: int = 0
+    finished_at: float = math.nan
+    late: bool | None = None
+    error: str = ""
+    gpu_seconds: float = 0.0
+    failures: int = 0
+    checkpoint: int = 0  # steps behind the latest checkpoint; 0: none
+    spans: list[Span] = field(default_factory=list)
+    # What is not ordered yet, and who holds its state when all that is ordered has run.
+    next_stage: Stage | None = Stage.ENCODING
+    next_step: int = 0
+    holders: tuple[int, ...] = ()
+    held: dict[int, int] = field(default_factory=dict)  # slot -> steps done there
+    flights: "list[Flight]" = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.submission.id
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """Where it runs now."""
+        running = [f for f in self.flights if f.begun]
+        return running[0].order.slots if running else ()
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """An order that has been given and not fully reported."""
+
+    order: Order
+    length: float  # seconds, predicted
+    pending: set[int]
+    begun_at: float = math.nan
+    marked_at: float = math.nan  # last sign of progress
+    steps_reported: int = 0
+    end: float = math.inf  # predicted
+    reports: list[Report] = field(default_factory=list)
+    abort_at: float = math.inf  # when its silent members are aborted
+    withdrawn: bool = False
+    looked_ahead: bool = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether its executors are at it."""
+        return not math.isnan(self.begun_at)
+
+    def predicted_end(self, now: float) -> float:
+        """When a begun flight ends, by its pace so far; never in the past."""
+        left = self.length * (1 - self.steps_reported / max(1, self.order.steps))
+        return max(self.marked_at + left, now)
+
+
+@dataclass(slots=True)
+class Slot:
+    """An executor: its orders by id, at most one running and one queued ahead."""
+
+    slot: int
+    node: str
+    epoch: int
+    queue: deque[Flight] = field(default_factory=deque)
+    leaving: bool = False
+    busy_seconds: float = 0.0
