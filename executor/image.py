@@ -1,0 +1,26 @@
+"""What a request asks to be drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """All that decides the picture: the same spec gives the same picture, wherever its steps run.
+
+    Attributes:
+        prompt: what to draw.
+        width: in pixels.
+        height: in pixels.
+        steps: denoising steps, 1 or more.
+        seed: of the initial noise, 0 to 2**64 - 1.
+        guidance: how closely to follow the prompt; None: the model's default.
+    """
+
+    prompt: str
+    width: int
+    height: int
+    steps: int
+    seed: int
+    guidance: float | None = None

@@ -1,0 +1,40 @@
+"""Model families: one file each, behind the interface in `base`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from executor import quiet  # noqa: F401
+from executor.pipelines import flux  # noqa: F401  (registers the family)
+from executor.pipelines.base import Limits, Loader, ModelError, Pipeline, loader_for, register
+from executor.pipelines.checkpoint import read_index
+
+__all__ = ["DTYPES", "Limits", "Loader", "ModelError", "Pipeline", "load", "register"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Pipeline:
+    """Load an ordinary diffusers checkpoint folder.
+
+    Args:
+        path: the folder, with model_index.json in it.
+        device: where to run.
+        dtype: of the weights, e.g. torch.bfloat16 for FLUX.1-dev on a GPU.
+
+    Raises:
+        ModelError: the folder is missing, incomplete or corrupt, or of a family that is not known.
+    """
+    folder = Path(path)
+    index = read_index(folder)
+    loader = loader_for(str(index["_class_name"]))
+    try:
+        return loader(folder, torch.device(device), dtype)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"cannot load {folder}: {error}") from error

@@ -1,0 +1,163 @@
+"""The interface of a model family: how its pictures are encoded, stepped and decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from executor.groups import Group
+from executor.image import ImageSpec
+from executor.latents import Condition, State
+
+MAX_STEPS = 1000
+MAX_SEED = 2**64 - 1
+
+
+class ModelError(ValueError):
+    """A model folder that cannot be loaded; the message says what is missing or wrong."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model can draw.
+
+    Attributes:
+        size_multiple: width and height are multiples of it, in pixels.
+        max_side: the longest side, in pixels.
+        max_tokens: the most image tokens.
+        max_prompt_tokens: what is longer is cut, with a warning.
+        default_guidance: where a request has none; None: the model takes no guidance.
+    """
+
+    size_multiple: int
+    max_side: int
+    max_tokens: int
+    max_prompt_tokens: int
+    default_guidance: float | None
+
+
+class Pipeline(ABC):
+    """A loaded model on one device. One thread uses it, the one that owns the device.
+
+    Attributes:
+        family: its name.
+        limits: what it can draw.
+        heads: attention heads, which sequence parallelism divides.
+        device: where it runs.
+        dtype: of weights and latents.
+    """
+
+    family: str
+    limits: Limits
+    heads: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    @abstractmethod
+    def configuration(self) -> Mapping[str, object]:
+        """All that a step's duration depends on, as JSON."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for models with the same shapes, so with the same step times."""
+        text = json.dumps([self.family, self.configuration], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @abstractmethod
+    def tokens(self, width: int, height: int) -> int:
+        """Image tokens of a picture of that size in pixels."""
+
+    def check(self, image: ImageSpec) -> list[str]:
+        """Whether the model can draw it.
+
+        Returns:
+            Warnings for who asked for it, e.g. that its prompt will be cut.
+
+        Raises:
+            ValueError: it cannot; the message names the field and what is allowed.
+        """
+        limits = self.limits
+        for field, pixels in (("width", image.width), ("height", image.height)):
+            if pixels <= 0 or pixels % limits.size_multiple or pixels > limits.max_side:
+                raise ValueError(
+                    f"{field} must be a multiple of {limits.size_multiple} from {limits.size_multiple} "
+                    f"to {limits.max_side}, not {pixels}"
+                )
+        tokens = self.tokens(image.width, image.height)
+        if tokens > limits.max_tokens:
+            raise ValueError(
+                f"width x height must be at most {limits.max_tokens} image tokens, "
+                f"not {tokens} ({image.width}x{image.height})"
+            )
+        if not 1 <= image.steps <= MAX_STEPS:
+            raise ValueError(f"steps must be from 1 to {MAX_STEPS}, not {image.steps}")
+        if not 0 <= image.seed <= MAX_SEED:
+            raise ValueError(f"seed must be from 0 to {MAX_SEED}, not {image.seed}")
+        if image.guidance is not None and not 0 <= image.guidance <= 100:
+            raise ValueError(f"guidance must be from 0 to 100, not {image.guidance}")
+        warnings = self.check_prompt(image.prompt)
+        if image.guidance is not None and limits.default_guidance is None:
+            warnings.append("guidance is ignored: this model has it built in")
+        return warnings
+
+    @abstractmethod
+    def check_prompt(self, prompt: str) -> list[str]:
+        """Warnings about a prompt, e.g. that it will be cut; ValueError where it cannot be encoded."""
+
+    @abstractmethod
+    def encode(self, prompt: str) -> Condition:
+        """What the text encoders make of a prompt."""
+
+    @abstractmethod
+    def start(self, image: ImageSpec, condition: Condition) -> State:
+        """The state before the first step. Its noise comes from the seed, on the CPU, so that it is
+        the same on every device."""
+
+    @abstractmethod
+    def step(self, states: Sequence[State], group: Group) -> list[State]:
+        """One denoising step of each state, all in one batch, shared by the members of the group.
+
+        Every member calls it with equal states and ends with equal states, each with its whole latent.
+        The states given stay as they are, so that a step that failed can be done again. They may be at
+        different steps and have different guidance and step counts, but one size in tokens.
+
+        Raises:
+            GroupAborted: a member failed or was lost.
+        """
+
+    @abstractmethod
+    def decode(self, state: State) -> Image.Image:
+        """The picture of a latent."""
+
+
+# A loader makes a Pipeline of a checked folder, on a device, with a dtype.
+Loader = Callable[[Path, torch.device, torch.dtype], Pipeline]
+
+_LOADERS: dict[str, Loader] = {}
+
+
+def register(class_name: str) -> Callable[[Loader], Loader]:
+    """Make a loader the one for checkpoints whose model_index.json names this diffusers pipeline."""
+
+    def decorate(loader: Loader) -> Loader:
+        _LOADERS[class_name] = loader
+        return loader
+
+    return decorate
+
+
+def loader_for(class_name: str) -> Loader:
+    """The loader registered for a diffusers pipeline. ModelError where there is none."""
+    try:
+        return _LOADERS[class_name]
+    except KeyError:
+        known = ", ".join(sorted(_LOADERS))
+        raise ModelError(f"unknown model family {class_name!r}: there are {known}") from None
