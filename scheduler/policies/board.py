@@ -1,0 +1,72 @@
+"""The problem as the heuristics see it: what is left of every request, and when every GPU is free."""
+
+import math
+from dataclasses import dataclass
+
+from scheduler.placement import layout_of, mask_of
+from scheduler.policies.mix import TOLERANCE, Ladder, ladder
+from scheduler.problem import Problem, Request, Stage
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """What is left of a request. `held` is the mask of its slots; times in seconds.
+
+    `due` is the deadline less the margin and the decoding: the denoising must end by then. `late`:
+    it cannot be met any more, even at the fastest degree. `slack` is the waiting that it can bear.
+    """
+
+    request: Request
+    ladder: Ladder
+    ready: float
+    encode: float
+    decode: float
+    due: float
+    late: bool
+    held: int
+
+    @property
+    def stage(self) -> Stage:
+        """The next stage to plan."""
+        return self.request.stage
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps that are not ordered yet."""
+        return self.request.steps
+
+    @property
+    def has_deadline(self) -> bool:
+        """Whether it is anything but best effort."""
+        return self.due < math.inf
+
+
+class Board:
+    """The GPUs and the outstanding work at the start of a round; never changed by a policy."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.layout = layout_of(problem.gpus)
+        self.free_at: list[float] = [math.inf] * (self.layout.slots[-1] + 1)
+        for gpu in problem.gpus:
+            self.free_at[gpu.slot] = max(gpu.free_at, problem.now)
+        self.free: int = mask_of(gpu.slot for gpu in problem.gpus if gpu.free_at <= problem.horizon)
+        """GPUs that can be given an order now."""
+        self.works: list[Work] = [self._work(request) for request in problem.requests]
+
+    def startable(self, work: Work) -> bool:
+        """Whether the work can be given an order now."""
+        return work.ready <= self.problem.horizon
+
+    def _work(self, request: Request) -> Work:
+        problem, profile = self.problem, self.problem.profile
+        steps = ladder(profile, request.width, request.height, self.layout.max_degree)
+        encode = profile.encode() if request.stage is Stage.ENCODING else 0.0
+        decode = profile.decode(request.width, request.height)
+        ready = max(request.ready_at, problem.now)
+        ends = ready + encode + request.steps * steps.fastest
+        due = request.deadline - decode
+        # A margin that could not be kept even alone is no reason to give up.
+        margin = min(problem.margin_s, max(0.0, due - ends))
+        late = ends > due + TOLERANCE
+        return Work(request, steps, ready, encode, decode, due - margin, late, mask_of(request.slots))

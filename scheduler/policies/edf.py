@@ -1,0 +1,53 @@
+"""Earliest deadline first: each request at the cheapest degrees that still meet its deadline.
+
+Planned anew at every event, so that a request runs wide only for as long as it must. What does not
+fit runs narrower or waits for a reserved block, with others in the gaps before it; idle GPUs speed up
+what runs.
+"""
+
+from collections.abc import Iterable
+
+from scheduler.policies.board import Board, Work
+from scheduler.policies.lineup import Lineup
+from scheduler.policies.spare import fill
+from scheduler.problem import Decision, Plan, Policy, Problem
+
+
+def edf() -> Policy:
+    """The policy; its time budget is not needed."""
+    return plan
+
+
+def plan(problem: Problem, _budget_s: float) -> Plan:
+    """Orders for this round."""
+    board = Board(problem)
+    lineup = line_up(board, by_deadline(board.works))
+    return finish(lineup, Decision(objective=on_time(lineup)))
+
+
+def by_deadline(works: Iterable[Work]) -> list[Work]:
+    """Work whose deadline can be met, earliest first."""
+    feasible = [work for work in works if work.has_deadline and not work.late]
+    return sorted(feasible, key=lambda work: (work.due, work.request.arrived_at, work.request.id))
+
+
+def line_up(board: Board, ranked: Iterable[Work]) -> Lineup:
+    """Place the work in its order; then what finds no way to its deadline, where GPUs are free."""
+    lineup = Lineup(board)
+    lost = [work for work in ranked if not lineup.place(work)]
+    for work in lost:
+        lineup.squeeze(work)
+    return lineup
+
+
+def finish(lineup: Lineup, decision: Decision) -> Plan:
+    """The plan of a line-up: late and best-effort work on GPUs that nobody needs, then scale-up."""
+    fill(lineup)
+    lineup.widen()
+    late = tuple(work.request.id for work in lineup.board.works if work.late)
+    return Plan(lineup.assignments(), late, decision)
+
+
+def on_time(lineup: Lineup) -> float:
+    """Weight of the requests that the line-up brings in by their deadlines."""
+    return sum(work.request.weight for work in lineup.board.works if work.request.id in lineup.finish)
