@@ -140,12 +140,14 @@ class Leaving(_message.Message):
     def __init__(self) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("slot", "lease")
+    __slots__ = ("slot", "lease", "term")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
     slot: int
     lease: _duration_pb2.Duration
-    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    term: str
+    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., term: _Optional[str] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("slot", "address", "store")

@@ -158,7 +158,7 @@ class ExecutorStatus(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., node: _Optional[str] = ..., device: _Optional[str] = ..., request_id: _Optional[str] = ..., stage: _Optional[_Union[_types_pb2.Stage, str]] = ..., degree: _Optional[int] = ..., orders: _Optional[int] = ..., busy_seconds: _Optional[float] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("family", "name", "size_multiple", "max_side", "max_steps", "default_steps", "max_prompt_tokens", "fingerprint")
+    __slots__ = ("family", "name", "size_multiple", "max_side", "max_steps", "default_steps", "max_prompt_tokens", "fingerprint", "max_pixels")
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_MULTIPLE_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +167,7 @@ class ModelInfo(_message.Message):
     DEFAULT_STEPS_FIELD_NUMBER: _ClassVar[int]
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    MAX_PIXELS_FIELD_NUMBER: _ClassVar[int]
     family: str
     name: str
     size_multiple: int
@@ -175,7 +176,8 @@ class ModelInfo(_message.Message):
     default_steps: int
     max_prompt_tokens: int
     fingerprint: str
-    def __init__(self, family: _Optional[str] = ..., name: _Optional[str] = ..., size_multiple: _Optional[int] = ..., max_side: _Optional[int] = ..., max_steps: _Optional[int] = ..., default_steps: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+    max_pixels: int
+    def __init__(self, family: _Optional[str] = ..., name: _Optional[str] = ..., size_multiple: _Optional[int] = ..., max_side: _Optional[int] = ..., max_steps: _Optional[int] = ..., default_steps: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., fingerprint: _Optional[str] = ..., max_pixels: _Optional[int] = ...) -> None: ...
 
 class SetPolicyRequest(_message.Message):
     __slots__ = ("policy",)
