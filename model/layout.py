@@ -20,7 +20,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from model.words import clip_tokenizer, t5_tokenizer
+from model.tokenizers import clip_tokenizer, t5_tokenizer
 
 HEADS = 4
 HEAD_DIM = 40
@@ -30,7 +30,7 @@ TEXT_LENGTH = 24
 CLIP_LENGTH = 77
 TEXT_WIDTH = 96
 LATENT_CHANNELS = 4
-VAE_CHANNELS = (16, 32, 64, 96)
+VAE_CHANNELS = (16, 24, 48, 64)
 
 
 def rope_axes(head_dim: int) -> tuple[int, int, int]:

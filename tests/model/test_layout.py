@@ -11,7 +11,7 @@ from diffusers import FluxPipeline
 from safetensors.torch import load_file
 
 from model.layout import TEXT_LENGTH, rope_axes, write_checkpoint
-from model.words import WORDS, clip_tokenizer, t5_tokenizer
+from model.tokenizers import WORDS, clip_tokenizer, t5_tokenizer
 
 TINY = {"double_blocks": 1, "single_blocks": 1, "head_dim": 8, "text_width": 16, "vae_channels": (8,) * 4}
 

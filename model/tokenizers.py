@@ -1,4 +1,4 @@
-"""The words that the built-in model knows, and the two tokenizers made of them."""
+"""The two tokenizers of the built-in model, made of the words that its captions use."""
 
 from __future__ import annotations
 
@@ -8,25 +8,9 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-SKIES = ("day", "dusk", "night")
-LIGHTS = ("sun", "moon")
-GROUNDS = ("hills", "sea", "sand")
-OBJECTS = ("house", "tree", "boat", "car")
-COLOURS = ("red", "yellow", "green", "blue", "purple", "white")
-SIDES = ("left", "right")
+from model.captions import caption_words
 
-# Wording around the facts: captions.py uses no other word.
-_WORDING = """
-    a an the and with in on at by of to under over above near is are there it its side stands sits picture
-    painting drawing scene view sky daytime sunny bright clear blue evening sunset dark midnight full shining
-    shines glowing green grassy hill meadow ocean water waves beach sandy shore desert sailboat ship
-    automobile cottage home little small big old lone single hand middle centre center nobody nothing empty
-    no during time light below behind front
-"""
-
-WORDS: tuple[str, ...] = tuple(
-    dict.fromkeys((*SKIES, *LIGHTS, *GROUNDS, *OBJECTS, *COLOURS, *SIDES, *_WORDING.split()))
-)
+WORDS: tuple[str, ...] = tuple(sorted(caption_words()))
 PUNCTUATION = (",", ".")
 
 

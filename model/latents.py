@@ -1,0 +1,129 @@
+"""Drawn scenes as packed latents: encoded once, trained on many times."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional
+
+from model.captions import random_scene
+from model.scenes import Jitter, Scene, draw
+from model.train_vae import to_tensor
+
+TOKEN_PIXELS = 16  # 8x VAE times the 2x2 packing
+FOREGROUND_WEIGHT = 2.5  # of the loss on tokens that hold an object, the sun or the moon
+
+
+def pack(latents: Tensor) -> Tensor:
+    """FLUX's packing: `(batch, channels, 2 rows, 2 columns)` to `(batch, rows * columns, 4 channels)`."""
+    batch, channels, height, width = latents.shape
+    blocks = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return blocks.reshape(batch, height // 2 * (width // 2), channels * 4)
+
+
+def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """The inverse of `pack`."""
+    batch, _, width = tokens.shape
+    blocks = tokens.view(batch, rows, columns, width // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return blocks.reshape(batch, width // 4, rows * 2, columns * 2)
+
+
+def image_ids(rows: int, columns: int) -> Tensor:
+    """FLUX's position of each image token: (0, row, column)."""
+    ids = torch.zeros(rows, columns, 3)
+    ids[..., 1] = torch.arange(rows)[:, None]
+    ids[..., 2] = torch.arange(columns)[None, :]
+    return ids.view(-1, 3)
+
+
+def foreground(scene: Scene, jitter: Jitter, rows: int, columns: int) -> Tensor:
+    """Which tokens show the object, the sun or the moon: `(rows * columns,)` of 0 or 1."""
+    fine = 4
+    bare = draw(Scene(scene.sky, scene.ground), columns * fine, rows * fine, jitter)
+    full = draw(scene, columns * fine, rows * fine, jitter)
+    differs = torch.from_numpy(np.abs(full - bare).max(-1) > 0.04).float()
+    return functional.max_pool2d(differs[None], fine)[0].flatten()
+
+
+@dataclass
+class LatentSet:
+    """Scenes of one size. `tokens` is `(count, rows * columns, 4 * channels)`, `weights` the loss's."""
+
+    rows: int
+    columns: int
+    scenes: list[Scene]
+    tokens: Tensor
+    weights: Tensor
+
+    @property
+    def name(self) -> str:
+        return f"{self.columns * TOKEN_PIXELS}x{self.rows * TOKEN_PIXELS}"
+
+
+@torch.no_grad()
+def encode_scenes(
+    vae: AutoencoderKL, rows: int, columns: int, count: int, *, seed: int, batch: int = 8
+) -> LatentSet:
+    """Draw and encode `count` training scenes of `columns * 16` by `rows * 16` pixels."""
+    random = np.random.default_rng((seed, rows, columns))
+    scenes = [random_scene(random) for _ in range(count)]
+    jitters = [Jitter.draw(random) for _ in range(count)]
+    tokens = []
+    for start in range(0, count, batch):
+        some = zip(scenes[start : start + batch], jitters[start : start + batch], strict=True)
+        pictures = [
+            draw(scene, columns * TOKEN_PIXELS, rows * TOKEN_PIXELS, jitter) for scene, jitter in some
+        ]
+        tokens.append(pack(vae.encode(to_tensor(pictures).to(vae.device)).latent_dist.mean).half().cpu())
+    marks = [foreground(scene, jitter, rows, columns) for scene, jitter in zip(scenes, jitters, strict=True)]
+    weights = 1 + (FOREGROUND_WEIGHT - 1) * torch.stack(marks)
+    return LatentSet(rows, columns, scenes, torch.cat(tokens), weights.half())
+
+
+def load_or_encode(
+    folder: Path, vae: AutoencoderKL, rows: int, columns: int, count: int, *, seed: int
+) -> LatentSet:
+    """The latent set from its file, or made and kept there."""
+    file = folder / f"latents-{columns * TOKEN_PIXELS}x{rows * TOKEN_PIXELS}-{count}.pt"
+    if not file.exists():
+        made = encode_scenes(vae, rows, columns, count, seed=seed)
+        fresh = file.with_suffix(".tmp")
+        torch.save({"tokens": made.tokens, "weights": made.weights}, fresh)
+        fresh.replace(file)
+        return made
+    # The scenes come from the seed, so the file holds tensors alone.
+    random = np.random.default_rng((seed, rows, columns))
+    scenes = [random_scene(random) for _ in range(count)]
+    state = torch.load(file, weights_only=True)
+    return LatentSet(rows, columns, scenes, state["tokens"], state["weights"])
+
+
+def stratified(rows: int, columns: int, stride: int, generator: torch.Generator) -> Tensor:
+    """One random token of each `stride` by `stride` cell: their places in the packed sequence."""
+    if rows % stride or columns % stride:
+        raise ValueError(f"a {columns}x{rows} grid has no whole cells of {stride}x{stride}")
+    cells = (rows // stride, columns // stride)
+    row = torch.arange(cells[0])[:, None] * stride + torch.randint(stride, cells, generator=generator)
+    column = torch.arange(cells[1])[None, :] * stride + torch.randint(stride, cells, generator=generator)
+    return (row * columns + column).flatten()
+
+
+def sampling_bias(text: int, sampled: int, tokens: int) -> Tensor | None:
+    """What to add to attention scores where `sampled` of `tokens` image tokens stand for all.
+
+    Each other image token counts for `(tokens - 1) / (sampled - 1)` tokens in the softmax, a token
+    counts for itself once: the expected attention is that of the full sequence. None where all are there.
+    """
+    if sampled == tokens:
+        return None
+    bias = torch.zeros(text + sampled, text + sampled)
+    bias[:, text:] = math.log((tokens - 1) / (sampled - 1))
+    bias[:text, text:] = math.log(tokens / sampled)
+    bias.diagonal().zero_()
+    return bias

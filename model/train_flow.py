@@ -1,0 +1,212 @@
+"""Stage 3: the transformer, by flow matching on cached latents.
+
+Every size is trained from the start at the price of a small one: of a large picture's tokens a random
+few are seen, one in each cell, and the attention scores are corrected for those left out
+(`latents.sampling_bias`). Later phases see all tokens of a picture, for edges that fit together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+
+from model.attention import ExplicitAttention
+from model.captions import caption, with_unknown_words
+from model.latents import LatentSet, image_ids, sampling_bias, stratified
+from model.layout import TEXT_LENGTH, build_scheduler, build_transformer
+from model.progress import Stage, set_learning_rate
+from model.train_text import UNKNOWN_SHARE, TextEncoders
+
+EMA_DECAY = 0.998
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What the steps from `start` (share of the run) on are trained with.
+
+    `mix` lists (size, stride, batch, share): pictures of `size`, one token of each `stride`-wide cell.
+    """
+
+    start: float
+    mix: tuple[tuple[str, int, int, float], ...]
+
+
+def noise_shift(tokens: int) -> float:
+    """FLUX's `mu`: how far the noise levels of a picture of so many tokens are shifted up."""
+    config = build_scheduler().config
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    return config.base_shift + slope * (tokens - config.base_image_seq_len)
+
+
+def noise_levels(count: int, tokens: int, generator: torch.Generator) -> Tensor:
+    """Logit-normal noise levels, shifted as the scheduler shifts them when it samples."""
+    return torch.sigmoid(torch.randn(count, generator=generator) + noise_shift(tokens))
+
+
+def zero_start(transformer: FluxTransformer2DModel) -> None:
+    """Start every block as the identity and the output at zero, as DiT does (diffusers does not)."""
+    last = [transformer.norm_out.linear, transformer.proj_out]
+    for block in transformer.transformer_blocks:
+        last += [block.norm1.linear, block.norm1_context.linear]
+    last += [block.norm.linear for block in transformer.single_transformer_blocks]
+    for linear in last:
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+
+
+class Average(nn.Module):
+    """The moving average of the weights: what is tested and kept."""
+
+    def __init__(self, model: FluxTransformer2DModel) -> None:
+        super().__init__()
+        self.model = build_transformer()
+        self.model.to(next(model.parameters()).device).load_state_dict(model.state_dict())
+        self.model.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        decay = min(EMA_DECAY, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+
+
+def flow_loss(
+    transformer: FluxTransformer2DModel,
+    text: TextEncoders,
+    latents: LatentSet,
+    stride: int,
+    batch: int,
+    random: np.random.Generator,
+    generator: torch.Generator,
+) -> Tensor:
+    """The weighted velocity error on a batch of pictures of one size."""
+    device = transformer.device
+    picked = torch.from_numpy(random.integers(len(latents.scenes), size=batch))
+    texts = []
+    for index in picked.tolist():
+        words = caption(latents.scenes[index], random).text
+        texts.append(with_unknown_words(words, random) if random.random() < UNKNOWN_SHARE else words)
+    with torch.no_grad():
+        pooled, tokens = text.encode(texts)
+
+    total = latents.rows * latents.columns
+    places = stratified(latents.rows, latents.columns, stride, generator)
+    clean = latents.tokens[picked][:, places].float()
+    noise = torch.randn(clean.shape, generator=generator)
+    level = noise_levels(batch, total, generator)
+    mixed = torch.lerp(clean, noise, level[:, None, None])
+    bias = sampling_bias(TEXT_LENGTH, len(places), total)
+    extra = None if bias is None else {"attention_mask": bias.to(device)}
+    with torch.autocast(device.type, torch.bfloat16):
+        velocity = transformer(
+            hidden_states=mixed.to(device),
+            encoder_hidden_states=tokens,
+            pooled_projections=pooled,
+            timestep=level.to(device),
+            img_ids=image_ids(latents.rows, latents.columns)[places].to(device),
+            txt_ids=torch.zeros(TEXT_LENGTH, 3, device=device),
+            joint_attention_kwargs=extra,
+            return_dict=False,
+        )[0]
+    weights = latents.weights[picked][:, places, None].float().to(device)
+    return (weights * (velocity.float() - (noise - clean).to(device)) ** 2).mean()
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Matrices decay, vectors (norms, biases) do not."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+
+
+def current_phase(phases: tuple[Phase, ...], done: float) -> Phase:
+    return [phase for phase in phases if phase.start <= done][-1]
+
+
+# Sizes in pixels (width x height) and how many scenes of each are encoded.
+SIZES = {
+    "128x128": 4000,
+    "256x256": 2000,
+    "384x256": 400,
+    "256x384": 400,
+    "512x512": 500,
+    "1024x1024": 120,
+}
+PHASES = (
+    # The smallest size: what goes where.
+    Phase(0.0, (("128x128", 1, 32, 1.0),)),
+    # All sizes in samples of about 64 tokens: the same at any size.
+    Phase(
+        0.25,
+        (
+            ("128x128", 1, 32, 0.35),
+            ("256x256", 2, 32, 0.25),
+            ("384x256", 2, 24, 0.05),
+            ("256x384", 2, 24, 0.05),
+            ("512x512", 4, 32, 0.20),
+            ("1024x1024", 8, 32, 0.10),
+        ),
+    ),
+    # Whole pictures of 256 and denser samples of the large: edges.
+    Phase(
+        0.8,
+        (
+            ("128x128", 1, 32, 0.10),
+            ("256x256", 1, 12, 0.45),
+            ("384x256", 2, 24, 0.05),
+            ("256x384", 2, 24, 0.05),
+            ("512x512", 2, 12, 0.20),
+            ("1024x1024", 4, 12, 0.15),
+        ),
+    ),
+)
+
+
+def train_flow(
+    stage: Stage,
+    text: TextEncoders,
+    sets: dict[str, LatentSet],
+    *,
+    seed: int,
+    device: torch.device,
+    phases: tuple[Phase, ...] = PHASES,
+    rate: float = 2e-3,
+    test: Callable[[FluxTransformer2DModel], dict[str, float]] | None = None,
+    test_every: int = 1000,
+) -> FluxTransformer2DModel:
+    """Train, resume or just load the transformer; returns the averaged weights.
+
+    `test` scores the averaged model every `test_every` steps; its figures go to the log.
+    """
+    torch.manual_seed(seed)
+    transformer = build_transformer()
+    zero_start(transformer)
+    transformer.to(device).train().set_attn_processor(ExplicitAttention())
+    average = Average(transformer)
+    groups = decay_groups(transformer, 0.01)
+    optimiser = torch.optim.AdamW(groups, rate, betas=(0.9, 0.98), fused=True)
+    stage.resume(model=transformer, average=average, optimiser=optimiser)
+    for step in stage.run():
+        random = np.random.default_rng((seed, step))
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        mix = current_phase(phases, step / stage.steps).mix
+        shares = np.array([share for *_, share in mix])
+        size, stride, batch, _ = mix[random.choice(len(mix), p=shares / shares.sum())]
+        loss = flow_loss(transformer, text, sets[size], stride, batch, random, generator)
+        set_learning_rate(optimiser, stage.learning_rate(rate))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        average.update(transformer, step)
+        stage.log(loss=loss.item(), grad=norm.item())
+        if test is not None and (step + 1) % test_every == 0:
+            stage.report(**test(average.model))
+    return average.model
