@@ -166,6 +166,8 @@ class Simulation:
             else:
                 now = wake
                 self._plan(now)
+        if self._rounds.rejected:
+            raise RuntimeError(f"the policy made {self._rounds.rejected} assignments that cannot be given")
         self._outcomes.requests = list(self._rounds.requests.values())
         self._outcomes.switches = self._fleet.switches
         self._outcomes.busy_seconds = self._fleet.busy_seconds

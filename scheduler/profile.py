@@ -76,6 +76,7 @@ class Profile:
         steps: dict[tuple[int, int], list[tuple[int, float]]] = defaultdict(list)
         decodes: list[tuple[int, float]] = []
         self._encode = 0.0
+        self._limited: dict[int, Profile] = {}
         for e in self.entries:
             if e.kind == "step":
                 steps[e.degree, e.batch].append((_tokens(e.width, e.height), e.seconds))
@@ -141,7 +142,9 @@ class Profile:
         """The same profile without degrees above `max_degree`."""
         if max_degree >= self.max_degree:
             return self
-        return Profile(e for e in self.entries if e.degree <= max_degree)
+        if max_degree not in self._limited:
+            self._limited[max_degree] = Profile(e for e in self.entries if e.degree <= max_degree)
+        return self._limited[max_degree]
 
 
 def _tokens(width: int, height: int) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Release, Report, Truncate
+from scheduler.placement import Layout
 from scheduler.problem import Assignment, Gpu, Plan, Problem, Request, Stage
 from scheduler.profile import Profile
 from scheduler.tracking import QUEUE_DEPTH, Flight, Slot, Span, Submission, Tracked
@@ -46,10 +47,12 @@ class Rounds:
         self.requests: dict[str, Tracked] = {}
         self.slots: dict[int, Slot] = {}
         self.plans = 0
+        self.rejected = 0  # assignments that no policy should have made
         self._active: dict[str, Tracked] = {}
         self._flights: dict[int, Flight] = {}
         self._order_id = 0
         self._epoch = 0
+        self.layout = Layout(())
         self._dirty = False
         self._version = 0
         self._planned_version = 0
@@ -63,9 +66,8 @@ class Rounds:
         """Accept a request; `arrived_at` and `checkpoint` (steps behind it) where it is resumed."""
         if submission.id in self.requests:
             raise ValueError(f"request id {submission.id!r} is in use")
-        arrived = now if arrived_at is None else arrived_at
-        deadline = math.inf if submission.deadline_s is None else arrived + submission.deadline_s
-        tracked = Tracked(submission, arrived, deadline, checkpoint=checkpoint)
+        tracked = Tracked.new(submission, now if arrived_at is None else arrived_at)
+        tracked.checkpoint = checkpoint
         self.requests[tracked.id] = self._active[tracked.id] = tracked
         self._rewind(tracked)
         return self._changed(now, tracked)
@@ -80,10 +82,33 @@ class Rounds:
         if tracked := self._active.get(request_id):
             tracked.checkpoint = max(tracked.checkpoint, step)
 
-    def forget(self, request_id: str) -> None:
-        """Drop an ended request from memory."""
-        if self.requests[request_id].stage.ended:
+    def forget(self, request_id: str) -> bool:
+        """Drop a request from memory once it has ended and nothing of it is out; whether it is gone."""
+        tracked = self.requests[request_id]
+        if tracked.stage.ended and not tracked.flights:
             del self.requests[request_id]
+            return True
+        return False
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that have not ended."""
+        return len(self._active)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any order is out."""
+        return bool(self._flights)
+
+    @property
+    def measuring(self) -> bool:
+        """Whether step times are being measured."""
+        return any(flight.order.stage is None for flight in self._flights.values())
+
+    def request_of(self, order_id: int) -> str:
+        """Whose an order is that is out; empty where it is unknown or nobody's."""
+        flight = self._flights.get(order_id)
+        return flight.order.request_id if flight else ""
 
     # Events of executors.
 
@@ -93,16 +118,19 @@ class Rounds:
             raise ValueError(f"slot {slot} is taken")
         self._epoch += 1
         self.slots[slot] = Slot(slot, node, self._epoch)
+        self._arrange()
         return self._touch(now)
 
     def executor_leaving(self, now: float, slot: int) -> list[Effect]:
         """No more orders for this one; it hands back what it has not begun."""
         self.slots[slot].leaving = True
+        self._arrange()
         return self._touch(now)
 
     def executor_lost(self, now: float, slot: int) -> list[Effect]:
         """An executor is gone, and with it what it held; its groups are aborted."""
         lost = self.slots.pop(slot)
+        self._arrange()
         self._epoch += 1
         for tracked in self._active.values():
             tracked.held.pop(slot, None)
@@ -174,28 +202,32 @@ class Rounds:
     def problem(self, now: float) -> Problem | None:
         """What there is to plan now; None where nothing can be: no GPU, no request or no profile."""
         self._dirty, self._planned_at, self._planned_version = False, now, self._version
-        self._predict(now)
-        horizon = now + self.config.lead_s + EPSILON
-        never = math.nextafter(horizon, math.inf)
+        problem = self.snapshot(now)
         for flight in self._flights.values():
             # The very comparison of `wake_at`: else rounding could wake it for ever.
             flight.looked_ahead = flight.looked_ahead or flight.end - self.config.lead_s <= now
+        return problem if problem and problem.requests else None
+
+    def snapshot(self, now: float) -> Problem | None:
+        """The same for somebody who only wants to look, requests or not."""
+        self._predict(now)
+        horizon = now + self.config.lead_s + EPSILON
+        never = math.nextafter(horizon, math.inf)
         gpus = []
         for slot in self.slots.values():
             free_at = slot.queue[-1].end if slot.queue else now
             if not slot.leaving and free_at < math.inf:
                 full = len(slot.queue) >= QUEUE_DEPTH
                 gpus.append(Gpu(slot.slot, max(free_at, never) if full else free_at, slot.node))
-        requests = [self._outstanding(t, never) for t in self._active.values() if t.next_stage]
-        if self.profile is None or not gpus or not requests:
+        if self.profile is None or not gpus:
             return None
         return Problem(
             now=now,
             horizon=horizon,
             round_s=self.config.round_s,
             gpus=tuple(sorted(gpus, key=lambda gpu: gpu.slot)),
-            requests=tuple(requests),
-            profile=self.profile,
+            requests=tuple(self._outstanding(t, never) for t in self._active.values() if t.next_stage),
+            profile=self.profile.limited(self.layout.max_degree),
             margin_s=self.config.margin_s,
         )
 
@@ -210,13 +242,17 @@ class Rounds:
             tracked = self._active.get(assignment.request_id)
             if tracked is not None and self._holds(tracked, assignment):
                 effects += self._assign(now, tracked, assignment)
-            elif self._version == self._planned_version:
-                raise ValueError(f"the plan has an order that cannot be given: {assignment}")
             else:
-                self._dirty = True
+                # Only events can have made it so; anything else is the policy's fault.
+                self.rejected += self._version == self._planned_version
+                self._dirty = self._version != self._planned_version
         return effects
 
     # How it is done.
+
+    def _arrange(self) -> None:
+        staying = [slot for slot in self.slots.values() if not slot.leaving]
+        self.layout = Layout((slot.slot, slot.node) for slot in staying)
 
     def _outstanding(self, tracked: Tracked, never: float) -> Request:
         s, flights = tracked.submission, tracked.flights
@@ -352,9 +388,7 @@ class Rounds:
             tracked.held[report.slot] = report.steps_done
         if flight.pending:
             if report.outcome is not Outcome.OK:
-                # What one member never begins, the others wait for in vain.
-                grace = 0.0 if report.outcome is Outcome.RETURNED else self.config.grace_s
-                flight.abort_at = min(flight.abort_at, now + grace)
+                flight.abort_at = min(flight.abort_at, now + self.config.grace_s)
             return []
         return self._resolve(now, flight)
 

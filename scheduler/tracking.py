@@ -59,6 +59,12 @@ class Tracked:
     held: dict[int, int] = field(default_factory=dict)  # slot -> steps done there
     flights: "list[Flight]" = field(default_factory=list)
 
+    @classmethod
+    def new(cls, submission: Submission, arrived_at: float) -> "Tracked":
+        """A request that has just been accepted."""
+        wait = math.inf if submission.deadline_s is None else submission.deadline_s
+        return cls(submission, arrived_at, arrived_at + wait)
+
     @property
     def id(self) -> str:
         """The request's id."""

@@ -1,0 +1,354 @@
+"""Drives the core in real time: events in by the clock, effects out to executors, watchers and the journal.
+
+Everything here runs on one event loop; only the policy (a pure function) and the journal's writes
+run in threads of their own, so that neither holds up reports and orders.
+"""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from scheduler import messages
+from scheduler.fleet import Executor, Fleet
+from scheduler.journal import Journal
+from scheduler.orders import Abort, Changed, Effect, Give, Order, Release, Truncate
+from scheduler.policies import resolve
+from scheduler.problem import Plan, Policy, Problem
+from scheduler.profile import Profile, StepTime
+from scheduler.rounds import Rounds
+from scheduler.tracking import Tracked
+from tetriserve.logs import Logger
+from tetriserve.v1 import executor_pb2, types_pb2
+
+log = Logger("scheduler.driver")
+T = TypeVar("T")
+
+FALLBACK_POLICY = "edf"
+LONGEST_SLEEP_S = 0.5
+MEASURE_ATTEMPTS = 2
+
+
+@dataclass(slots=True)
+class Entry:
+    """What the core does not need to know of a request that has not ended."""
+
+    request: types_pb2.Request
+    warnings: list[str] = field(default_factory=list)
+    watchers: set[asyncio.Event] = field(default_factory=set)
+    journaled_stage: types_pb2.Stage = types_pb2.STAGE_QUEUED
+
+
+class Driver:
+    """One scheduler's state and its planning loop."""
+
+    def __init__(
+        self,
+        rounds: Rounds,
+        fleet: Fleet,
+        journal: Journal,
+        policy: str,
+        *,
+        budget_s: float,
+        lease_s: float,
+        expect: int,
+    ) -> None:
+        self.rounds = rounds
+        self.fleet = fleet
+        self.journal = journal
+        self.policy_name = policy
+        self.expect = expect
+        self.lease_s = lease_s
+        self.entries: dict[str, Entry] = {}
+        self.accepting = True
+        self.term = uuid.uuid4().hex  # orders are counted anew by each scheduler
+        self._policy: Policy = resolve(policy)
+        self._budget_s = budget_s
+        self._attempts: Counter[int] = Counter()  # at measuring a degree
+        self._ended: set[str] = set()  # requests that can be dropped from memory
+        self._kick = asyncio.Event()
+        self._quiet = asyncio.Event()  # no order is out
+        self._quiet.set()
+        self._solver = ThreadPoolExecutor(1, "policy")
+        self._writer = ThreadPoolExecutor(1, "journal")
+        self._clock_offset = time.time() - time.monotonic()
+
+    def now(self) -> float:
+        """Unix time that never jumps while the process lives."""
+        return time.monotonic() + self._clock_offset
+
+    # For the faces.
+
+    @property
+    def ready(self) -> bool:
+        """Whether work can run: enough executors, and their step times known."""
+        return self._complete and self.rounds.profile is not None and not self.rounds.measuring
+
+    @property
+    def _complete(self) -> bool:
+        return len(self.fleet.executors) >= max(1, self.expect)
+
+    async def written(self, write: Callable[..., T], *args: Any) -> T:
+        """Run a call of the journal in its thread, after the calls before it."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer, write, *args)
+
+    async def submit(self, request: types_pb2.Request, warnings: list[str]) -> types_pb2.RequestStatus:
+        """Accept a checked request: journal first, then the core. KeyError: the id is taken."""
+        entry = Entry(request, warnings)
+        now = self.now()
+        submission = messages.submission(request)
+        draft = Tracked.new(submission, now)
+        await self.written(self.journal.add, messages.status(draft, request, warnings, spans=False))
+        self.entries[request.id] = entry
+        self.apply(self.rounds.submit(self.now(), submission, arrived_at=now))
+        log.info("request accepted", request=request.id, size=f"{submission.width}x{submission.height}",
+                 steps=submission.steps, deadline_s=submission.deadline_s)  # fmt: skip
+        return self.live_status(request.id)
+
+    async def restore(self) -> int:
+        """Go on with what the journal holds; the number of requests resumed."""
+        resumed = await self.written(self.journal.outstanding)
+        for status in resumed:
+            request = status.request
+            self.entries[request.id] = Entry(request, list(status.warnings), journaled_stage=status.stage)
+            checkpoint = self.journal.checkpoint(request.id)
+            self.apply(
+                self.rounds.submit(
+                    self.now(),
+                    messages.submission(request),
+                    arrived_at=status.submitted_at.ToNanoseconds() / 1e9,
+                    checkpoint=checkpoint[0] if checkpoint else 0,
+                )
+            )
+        return len(resumed)
+
+    def live_status(self, request_id: str, spans: bool = False) -> types_pb2.RequestStatus:
+        """Status of a request that has not ended. KeyError: it has, or was never there."""
+        entry = self.entries[request_id]
+        return messages.status(self.rounds.requests[request_id], entry.request, entry.warnings, spans)
+
+    def set_policy(self, name: str) -> None:
+        """Plan by another policy from the next round on. ValueError: unknown."""
+        self._policy, self.policy_name = resolve(name), name
+        log.info("policy set", policy=name)
+
+    # For executors.
+
+    def joined(self, executor: Executor) -> None:
+        """An executor has registered."""
+        r = executor.registration
+        self._learn(messages.step_times(r.step_times, r.device))
+        self.apply(self.rounds.executor_joined(self.now(), executor.slot, r.node))
+        self._measure_groups()
+        log.info("executor joined", slot=executor.slot, device=r.device, address=r.address)
+
+    def lost(self, executor: Executor, why: str) -> None:
+        """An executor's stream has ended, or its lease."""
+        if self.fleet.remove(executor):
+            executor.hang_up()
+            self.apply(self.rounds.executor_lost(self.now(), executor.slot))
+            self._measure_groups()
+            log.warning("executor gone", slot=executor.slot, why=why)
+
+    def step_done(self, done: executor_pb2.StepDone) -> None:
+        """A step has ended."""
+        self.apply(self.rounds.step_done(self.now(), done.order_id))
+
+    def order_done(self, executor: Executor, done: executor_pb2.OrderDone) -> None:
+        """An order has ended on an executor."""
+        report = messages.report(executor.slot, done)
+        request_id = self.rounds.request_of(done.order_id)
+        if entry := self.entries.get(request_id):
+            entry.warnings += [w for w in done.warnings if w not in entry.warnings]
+        if report.error:
+            log.warning("order failed", request=request_id, order=done.order_id, slot=executor.slot,
+                        outcome=report.outcome.value, error=report.error)  # fmt: skip
+        if done.step_times:
+            self._learn(messages.step_times(done.step_times, executor.registration.device))
+        self.apply(self.rounds.order_done(self.now(), done.order_id, report))
+        self._measure_groups()
+
+    async def uploaded(self, header: executor_pb2.UploadHeader, data: bytes) -> None:
+        """An image or a checkpoint has come; what ended meanwhile is ignored."""
+        if header.request_id not in self.entries:
+            return
+        if header.kind == executor_pb2.UploadHeader.KIND_IMAGE:
+            await self.written(self.journal.save_image, header.request_id, data)
+        else:
+            await self.written(self.journal.save_checkpoint, header.request_id, header.step, data)
+            self.rounds.checkpointed(header.request_id, header.step)
+
+    # The loop.
+
+    async def run(self) -> None:
+        """Plan until cancelled."""
+        while True:
+            can_plan = self.accepting and self.ready
+            wake = self.rounds.wake_at(self.now()) - self.now() if can_plan else LONGEST_SLEEP_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._kick.wait(), min(max(0.0, wake), LONGEST_SLEEP_S))
+            self._kick.clear()
+            now = self.now()
+            for executor in self.fleet.silent(now, self.lease_s):
+                self.lost(executor, "its lease has ended")
+            self._retire()
+            self.apply(self.rounds.tick(now))
+            if self.accepting and self.ready and self.rounds.wake_at(now) <= now:
+                await self._plan(now)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Give no more orders; whether all that are out have been reported within `timeout_s`."""
+        self.accepting = False
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._quiet.wait(), timeout_s)
+        return not self.rounds.busy
+
+    async def close(self) -> None:
+        """Hang up on executors and give the journal back."""
+        for executor in list(self.fleet.executors.values()):
+            executor.hang_up()
+        for request_id in list(self.entries):
+            await self.written(self.journal.update, self.live_status(request_id, spans=True))
+        await self.written(self.journal.close)
+        self._writer.shutdown()
+        self._solver.shutdown(cancel_futures=True)
+
+    def _retire(self) -> None:
+        """Drop ended requests from memory; the journal has them."""
+        for request_id in list(self._ended):
+            status = self.live_status(request_id, spans=True)
+            if self.rounds.forget(request_id):
+                self._ended.discard(request_id)
+                self._write(self.journal.update, status)
+                entry = self.entries.pop(request_id)
+                self._write(self.journal.drop_checkpoints, request_id)
+                for watcher in entry.watchers:
+                    watcher.set()
+
+    async def _plan(self, now: float) -> None:
+        problem = self.rounds.problem(now)
+        if problem is None:
+            return
+        try:
+            plan = await asyncio.get_running_loop().run_in_executor(
+                self._solver, self._policy, problem, self._budget_s
+            )
+        except Exception:
+            log.exception("policy failed, planning this round by the fallback", policy=self.policy_name)
+            plan = self._fall_back(problem)
+        rejected = self.rounds.rejected
+        self.apply(self.rounds.commit(self.now(), plan))
+        if self.rounds.rejected > rejected:
+            log.error("policy made a plan that cannot be carried out", policy=self.policy_name)
+        d = plan.decision
+        log.debug("round planned", requests=len(problem.requests), orders=len(plan.assignments),
+                  source=d.source, status=d.status, bound=d.bound, gap=d.gap,
+                  build_s=d.build_s, solve_s=d.solve_s)  # fmt: skip
+
+    def _fall_back(self, problem: Problem) -> Plan:
+        return resolve(FALLBACK_POLICY)(problem, self._budget_s)
+
+    def apply(self, effects: list[Effect]) -> None:
+        """Carry out what the core says."""
+        for effect in effects:
+            match effect:
+                case Give(order):
+                    self._give(order)
+                case Truncate(order_id, leader):
+                    truncate = executor_pb2.Truncate(order_id=order_id)
+                    self._send(leader, executor_pb2.JoinResponse(truncate=truncate))
+                case Release(request_id, slots):
+                    release = executor_pb2.JoinResponse(release=executor_pb2.Release(request_id=request_id))
+                    for slot in slots:
+                        self._send(slot, release)
+                case Abort(epoch, slots, lost):
+                    abort = executor_pb2.AbortGroups(epoch=epoch, slots=lost)
+                    for slot in slots:
+                        self._send(slot, executor_pb2.JoinResponse(abort_groups=abort))
+                case Changed(request_id):
+                    self._changed(request_id)
+        if effects:
+            self._kick.set()
+        if self.rounds.busy:
+            self._quiet.clear()
+        else:
+            self._quiet.set()
+
+    def _send(self, slot: int, command: executor_pb2.JoinResponse) -> None:
+        if executor := self.fleet.executors.get(slot):
+            executor.send(command)
+
+    def _give(self, order: Order) -> None:
+        executors = self.fleet.executors
+        entry = self.entries.get(order.request_id)
+        message = messages.order(
+            order,
+            [executors[slot].member for slot in order.slots],
+            [executors[slot].registration.address for slot in order.holders if slot in executors],
+            entry.request.image if entry else types_pb2.ImageSpec(),
+        )
+        if order.stage is None:
+            message.profile.extend(messages.to_measure(self._profile_entries(), len(order.slots)))
+        if order.from_checkpoint and (found := self.journal.checkpoint(order.request_id)):
+            step, path = found
+            # The file may have moved on since the order was made; then the order fails and is made anew.
+            if step == order.first_step:
+                message.checkpoint = path.read_bytes()
+        log.debug("order given", request=order.request_id, order=order.id, slots=order.slots,
+                  stage=order.stage and order.stage.value,
+                  first_step=order.first_step, steps=order.steps)  # fmt: skip
+        for slot in order.slots:
+            self._send(slot, executor_pb2.JoinResponse(order=message))
+
+    def _changed(self, request_id: str) -> None:
+        tracked, entry = self.rounds.requests.get(request_id), self.entries.get(request_id)
+        if tracked is None or entry is None:
+            return
+        stage = messages.STAGES[tracked.stage]
+        if stage != entry.journaled_stage:
+            entry.journaled_stage = stage
+            self._write(self.journal.update, self.live_status(request_id, spans=True))
+            if tracked.stage.ended:
+                self._ended.add(request_id)
+                log.info("request ended", request=request_id, stage=tracked.stage.value, late=tracked.late,
+                         seconds=tracked.finished_at - tracked.arrived_at, error=tracked.error)  # fmt: skip
+        for watcher in entry.watchers:
+            watcher.set()
+
+    def _write(self, write: Callable[..., None], *args: Any) -> None:
+        self._writer.submit(write, *args).add_done_callback(_complain)
+
+    # The profile.
+
+    def _profile_entries(self) -> tuple[StepTime, ...]:
+        return self.rounds.profile.entries if self.rounds.profile else ()
+
+    def _learn(self, entries: list[StepTime]) -> None:
+        """Take step times into the profile; what is already known is kept."""
+        if entries:
+            known = self._profile_entries()
+            self.rounds.profile = Profile([*entries, *known] if known else entries)
+            log.info("step times learnt", entries=len(entries), max_degree=self.rounds.profile.max_degree)
+
+    def _measure_groups(self) -> None:
+        """Measure the next degree that the fleet can run and nobody has measured."""
+        if self.rounds.measuring or self.rounds.profile is None or not self._complete:
+            return
+        known = {e.degree for e in self._profile_entries() if e.kind == "step"}
+        for degree, blocks in self.rounds.layout.blocks.items():
+            if degree not in known and self._attempts[degree] < MEASURE_ATTEMPTS:
+                self._attempts[degree] += 1
+                slots = self.rounds.layout.members[blocks[0]]
+                log.info("measuring step times", degree=degree, slots=slots)
+                self.apply(self.rounds.measure(self.now(), slots))
+                return
+
+
+def _complain(future: Any) -> None:
+    if error := future.exception():
+        log.error("journal write failed", error=error)

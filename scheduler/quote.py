@@ -1,0 +1,48 @@
+"""Quotes: by when could this image be done, without breaking what is on its way?"""
+
+from dataclasses import dataclass, replace
+
+from scheduler.policies.board import Board
+from scheduler.policies.edf import by_deadline, line_up, on_time
+from scheduler.problem import Problem, Request, Stage
+
+PRECISION = 0.01
+"""Relative; a quote is an estimate."""
+GIVE_UP_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """Seconds from now, and GPU-seconds at the cheapest degree."""
+
+    earliest_s: float
+    alone_s: float
+    gpu_seconds: float
+
+
+def quote(problem: Problem, width: int, height: int, steps: int) -> Quote:
+    """Search the earliest deadline that fits in among the requests that have one."""
+    profile, now = problem.profile, problem.now
+    request = Request("quote", width, height, Stage.ENCODING, steps, now, now)
+    alone = problem.least_seconds(request) + problem.margin_s
+    cheapest = min(k * profile.step(width, height, k) for k in profile.degrees(width, height))
+    gpu_seconds = profile.encode() + steps * cheapest + profile.decode(width, height)
+    before = _kept(problem, ())
+
+    def fits(seconds: float) -> bool:
+        wanted = replace(request, deadline=now + seconds)
+        return _kept(problem, (wanted,)) >= before + wanted.weight - 1e-9
+
+    low = high = alone
+    while not fits(high) and high < GIVE_UP_S:
+        low, high = high, 2 * high
+    while high - low > PRECISION * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return Quote(high, alone, gpu_seconds)
+
+
+def _kept(problem: Problem, more: tuple[Request, ...]) -> float:
+    """Weight of the requests that would be on time with `more` of them."""
+    board = Board(replace(problem, requests=problem.requests + more))
+    return on_time(line_up(board, by_deadline(board.works)))
