@@ -75,6 +75,7 @@ def cluster_json(cluster: Cluster) -> Json:
             "name": model.name,
             "size_multiple": model.size_multiple,
             "max_side": model.max_side,
+            "max_pixels": model.max_pixels,
             "max_steps": model.max_steps,
             "default_steps": model.default_steps,
             "max_prompt_tokens": model.max_prompt_tokens,

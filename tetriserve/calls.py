@@ -24,13 +24,6 @@ from tetriserve.v1 import scheduler_pb2
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
-CHANNEL_OPTIONS = (
-    ("grpc.enable_http_proxy", 0),  # a scheduler is a neighbour, not a web site
-    # A scheduler that comes back is found within a second, not within gRPC's twenty.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):

@@ -18,6 +18,7 @@ import grpc.aio
 from tetriserve import calls, errors
 from tetriserve.calls import Backoff, Call, Paging, Watching
 from tetriserve.quantities import Duration, Size
+from tetriserve.transport import CHANNEL_OPTIONS
 from tetriserve.types import Cluster, Event, OnLate, Quote, RequestStatus, Stage
 from tetriserve.v1 import scheduler_pb2_grpc
 
@@ -42,7 +43,7 @@ class Client:
         self.target = _target(target)
         self._timeout = timeout
         self._patience = patience
-        self._channel = grpc.insecure_channel(self.target, options=calls.CHANNEL_OPTIONS)
+        self._channel = grpc.insecure_channel(self.target, options=CHANNEL_OPTIONS)
         self._stub = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)
 
     def submit(
@@ -170,7 +171,7 @@ class AsyncClient:
         self.target = _target(target)
         self._timeout = timeout
         self._patience = patience
-        self._channel = grpc.aio.insecure_channel(self.target, options=calls.CHANNEL_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(self.target, options=CHANNEL_OPTIONS)
         self._stub = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)
 
     async def submit(

@@ -178,6 +178,7 @@ def _model(message: scheduler_pb2.ModelInfo) -> Model:
         name=message.name,
         size_multiple=message.size_multiple,
         max_side=message.max_side,
+        max_pixels=message.max_pixels,
         max_steps=message.max_steps,
         default_steps=message.default_steps,
         max_prompt_tokens=message.max_prompt_tokens,

@@ -208,6 +208,8 @@ class Model:
     """Width and height are multiples of this."""
     max_side: int
     """Largest width or height, in pixels."""
+    max_pixels: int
+    """Largest width x height."""
     max_steps: int
     default_steps: int
     max_prompt_tokens: int
