@@ -4,9 +4,10 @@ A group has a name, from its epoch and its members, and is made by its members a
 order that needs it, over the store of its leader (the first member). It is kept for the orders to come
 and made anew after a failure. Before each order its members meet: only who was there can be waited for
 in a collective, a missing one is named, and members whose histories differ (one has dropped the group
-from its cache, or has seen it fail) agree on a fresh one.
+from its cache, or has seen it fail) agree on a fresh one. Until all are there, any member can call the
+order off without harm to the group.
 
-One thread, the one that owns the device, uses groups; `Groups.drop` may be called by any.
+One thread, the one that owns the device, uses groups; `drop`, and `call_off` by the leader, any may call.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import itertools
 import math
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,6 +25,10 @@ import torch.distributed as dist
 
 from executor import rendezvous
 from executor.process_group import Link, World, is_communication_error
+
+
+# Meetings called off whose members may not have read it yet.
+_REMEMBERED = 256
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,10 @@ class GroupAborted(RuntimeError):
     def __init__(self, reason: str, lost: Sequence[int] = ()) -> None:
         super().__init__(reason)
         self.lost = tuple(lost)
+
+
+class CalledOff(Exception):
+    """The meeting does not take place: a member has said that the order is not to begin. Nothing is lost."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +80,14 @@ class Group:
     """
 
     def __init__(self, epoch: int, members: tuple[Member, ...], rank: int, world: World) -> None:
-        self.name = f"sp/e{epoch}/{'-'.join(str(m.slot) for m in members)}"
+        self.name = _name(epoch, members)
         self.epoch = epoch
         self.members = members
         self.rank = rank
         self._world = world
         self._store: dist.Store | None = None
         self._meeting = ""
+        self._past: list[str] = []  # where the leader wrote for meetings before
         self._generation = 0
         self._ports: list[int] = []
         self._links: list[Link] = []
@@ -227,21 +237,38 @@ class Group:
                 raise
             raise GroupAborted(f"{self.name}: slots {list(lost)} did not answer: {error}", lost) from error
 
-    def _meet(self, store: dist.Store, name: str, generations: Iterator[int], timeout_s: float) -> None:
+    def _meet(
+        self,
+        store: dist.Store,
+        name: str,
+        generations: Iterator[int],
+        timeout_s: float,
+        check: Callable[[], None],
+    ) -> None:
         """Wait until all members are there, and hold a process group that all of them hold."""
         self._store, self._meeting = store, name
         prefix = f"{self.name}/m{name}/"
         store.set(f"{prefix}{self.rank}", f"{self._generation} {self._world.port}")
         arrivals = [f"{prefix}{rank}" for rank in range(self.degree)]
+
+        def look() -> None:
+            self._raise_if_aborted()
+            if reason := _called_off(store, prefix):
+                raise CalledOff(reason)
+            if self.leads:
+                check()
+
         if self.leads:
-            answer = self._arrange(store, prefix, arrivals, generations, timeout_s)
+            answer = self._arrange(store, prefix, arrivals, generations, timeout_s, look)
         else:
             with self._faults(lost_at_timeout=self.slots[:1]):
-                rendezvous.wait(store, arrivals[:1], timeout_s, self._raise_if_aborted)
+                rendezvous.wait(store, arrivals[:1], timeout_s, look)
                 # Longer than the leader's patience: it is the leader who says who is missing.
                 patience = timeout_s + rendezvous.EXCHANGE_TIMEOUT_S
                 (answer,) = rendezvous.wait(store, [f"{prefix}go"], patience, self._raise_if_aborted)
         verdict, *values = answer.decode().split()
+        if verdict == "off":
+            raise CalledOff(" ".join(values))
         if verdict == "missing":
             lost = [int(slot) for slot in values]
             self.abort("members are missing", lost)
@@ -262,13 +289,15 @@ class Group:
         arrivals: list[str],
         generations: Iterator[int],
         timeout_s: float,
+        look: Callable[[], None],
     ) -> bytes:
         """The leader's part of a meeting: which generation of the group they go on with."""
         try:
-            came = [
-                value.decode().split()
-                for value in rendezvous.wait(store, arrivals, timeout_s, self._raise_if_aborted)
-            ]
+            came = [value.decode().split() for value in rendezvous.wait(store, arrivals, timeout_s, look)]
+        except CalledOff as off:
+            self._past.append(prefix)
+            _call_off(store, prefix, str(off))
+            raise
         except TimeoutError:
             missing = [s for s, key in zip(self.slots, arrivals, strict=True) if not store.check([key])]
             answer = f"missing {' '.join(map(str, missing))}"
@@ -277,10 +306,12 @@ class Group:
             agreed = held == {str(self._generation)} and self._generation > 0
             generation = self._generation if agreed else next(generations)
             answer = f"{generation} {' '.join(port for _, port in came)}"
-            # All are here, so nobody reads what was written for an earlier order any more.
-            rendezvous.clear(store, f"{self.name}/", keep=prefix)
-        store.set(f"{prefix}go", answer)
-        return answer.encode()
+            # All are here, so nobody reads what was written for earlier meetings any more.
+            rendezvous.clear(store, *self._past, f"{self.name}/g")
+            self._past.clear()
+        self._past.append(prefix)
+        # It may have been called off in this very moment: the first word counts.
+        return store.compare_set(f"{prefix}go", "", answer)
 
     def _free(self) -> None:
         with self._lock:
@@ -322,6 +353,7 @@ class Groups:
         self._ended: list[Group] = []
         # Keys of ended groups stay a while in the store, for members that have yet to read that it ended.
         self._litter: deque[str] = deque()
+        self._called_off: deque[str] = deque()
         self._lost: dict[int, int] = {}
         self._oldest = 0
         self._lock = threading.Lock()
@@ -336,7 +368,15 @@ class Groups:
     def __len__(self) -> int:
         return len(self._groups)
 
-    def get(self, epoch: int, members: Sequence[Member], meeting: str, *, timeout_s: float = 60.0) -> Group:
+    def get(
+        self,
+        epoch: int,
+        members: Sequence[Member],
+        meeting: str,
+        *,
+        timeout_s: float = 60.0,
+        check: Callable[[], None] = lambda: None,
+    ) -> Group:
         """The group of `members`, after all of them have come to the meeting of this name.
 
         Args:
@@ -345,8 +385,10 @@ class Groups:
             meeting: what they meet for, the order's id; the same on all members and used once.
             timeout_s: how long to wait for members that have not come; long enough for the orders that
                 they still have before them.
+            check: the leader calls it while it waits; by raising CalledOff it calls the meeting off.
 
         Raises:
+            CalledOff: by one of the members; the group stays as it is.
             GroupAborted: a member did not come, is lost, or the group was dropped meanwhile.
             ValueError: this executor is not a member, or one is there twice.
         """
@@ -361,12 +403,40 @@ class Groups:
         if group.degree > 1:
             try:
                 with group._faults(lost_at_timeout=group.slots[:1]):
-                    store = self._server.store if group.leads else self._client(addresses[0])
-                    group._meet(store, meeting, self._generations, timeout_s)
+                    store = self._store_of(members)
+                    group._meet(store, meeting, self._generations, timeout_s, check)
+            except CalledOff:
+                raise
             except BaseException:
                 self._leave(group)
                 raise
         return group
+
+    def call_off(self, epoch: int, members: Sequence[Member], meeting: str, reason: str) -> None:
+        """Call a meeting off, for all members; one to which all have come takes place all the same.
+
+        The leader may, from any thread. Another member only before it goes to the meeting, and on the
+        thread that uses groups.
+
+        Raises:
+            ConnectionError: the leader's store does not answer.
+        """
+        prefix = f"{_name(epoch, members)}/m{meeting}/"
+        with _connection_errors():
+            _call_off(self._store_of(members), prefix, reason)
+        if members[0].store == self.store_address:
+            self._called_off.append(prefix)
+            if len(self._called_off) > _REMEMBERED:
+                rendezvous.clear(self._server.store, self._called_off.popleft())
+
+    def called_off(self, epoch: int, members: Sequence[Member], meeting: str) -> str:
+        """Why a meeting is called off; empty where it is not.
+
+        Raises:
+            ConnectionError: the leader's store does not answer.
+        """
+        with _connection_errors():
+            return _called_off(self._store_of(members), f"{_name(epoch, members)}/m{meeting}/")
 
     def warm_up(self, epoch: int, members: Sequence[Member], meeting: str, *, timeout_s: float = 60.0) -> int:
         """Make all aligned power-of-two groups among `members` that this executor is in, and use each once.
@@ -472,10 +542,37 @@ class Groups:
             if name not in self._groups and name not in self._litter:
                 rendezvous.clear(self._server.store, f"{name}/")
 
-    def _client(self, address: str) -> dist.Store:
+    def _store_of(self, members: Sequence[Member]) -> dist.Store:
+        """Their leader's store, where they meet."""
+        address = members[0].store
+        if address == self.store_address:
+            return self._server.store
         if address not in self._clients:
             self._clients[address] = rendezvous.connect(address)
         return self._clients[address]
+
+
+def _name(epoch: int, members: Sequence[Member]) -> str:
+    return f"sp/e{epoch}/{'-'.join(str(m.slot) for m in members)}"
+
+
+def _call_off(store: dist.Store, prefix: str, reason: str) -> None:
+    store.compare_set(f"{prefix}go", "", f"off {reason or 'without a reason'}")
+
+
+def _called_off(store: dist.Store, prefix: str) -> str:
+    if not store.check([f"{prefix}go"]):
+        return ""
+    verdict, _, reason = store.get(f"{prefix}go").decode().partition(" ")
+    return reason if verdict == "off" else ""
+
+
+@contextmanager
+def _connection_errors() -> Iterator[None]:
+    try:
+        yield
+    except dist.DistError as error:
+        raise ConnectionError(str(error)) from error
 
 
 def aligned_blocks(members: Sequence[Member]) -> list[tuple[Member, ...]]:
@@ -483,8 +580,8 @@ def aligned_blocks(members: Sequence[Member]) -> list[tuple[Member, ...]]:
 
     Eight members give {0-7}, {0-3}, {4-7}, {0,1}, {2,3}, {4,5} and {6,7}.
     """
-    blocks = []
-    size = 1 << (len(members).bit_length() - 1)
+    blocks: list[tuple[Member, ...]] = []
+    size = 1 << len(members).bit_length() >> 1
     while size > 1:
         blocks += [tuple(members[i : i + size]) for i in range(0, len(members) - size + 1, size)]
         size //= 2

@@ -80,8 +80,8 @@ def wait(store: dist.Store, keys: Sequence[str], timeout_s: float, check: Callab
     return [store.get(key) for key in wanted]
 
 
-def clear(store: dist.Store, prefix: str, keep: str | None = None) -> None:
-    """Delete the keys that begin with `prefix`, but those that begin with `keep`."""
+def clear(store: dist.Store, *prefixes: str) -> None:
+    """Delete the keys that begin with one of `prefixes`."""
     for key in store.list_keys():
-        if key.startswith(prefix) and not (keep and key.startswith(keep)):
+        if key.startswith(prefixes):
             store.delete_key(key)
