@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as async_health
 from grpc_reflection.v1alpha import reflection
 
 from scheduler import policies
@@ -134,7 +133,7 @@ async def _serve(listen: str, driver: Driver, queue_limit: int) -> int:
     server = grpc.aio.server(options=SERVER_OPTIONS)
     scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerService(driver, queue_limit), server)
     executor_pb2_grpc.add_FleetServiceServicer_to_server(FleetService(driver), server)
-    healthy = async_health.HealthServicer()
+    healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     names = [
         scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"].full_name,
