@@ -26,7 +26,6 @@ import torch.distributed as dist
 from executor import rendezvous
 from executor.process_group import Link, World, is_communication_error
 
-
 # Meetings called off whose members may not have read it yet.
 _REMEMBERED = 256
 
