@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.captions import random_scene
-from model.scenes import Jitter, Scene, draw
+from model.scenes import Jitter, Scene, all_scenes, draw
 from model.train_vae import to_tensor
 
 TOKEN_PIXELS = 16  # 8x VAE times the 2x2 packing
@@ -94,14 +94,15 @@ def load_or_encode(
     if not file.exists():
         made = encode_scenes(vae, rows, columns, count, seed=seed)
         fresh = file.with_suffix(".tmp")
-        torch.save({"tokens": made.tokens, "weights": made.weights}, fresh)
+        places = {scene: place for place, scene in enumerate(all_scenes())}
+        scenes = torch.tensor([places[scene] for scene in made.scenes])
+        torch.save({"scenes": scenes, "tokens": made.tokens, "weights": made.weights}, fresh)
         fresh.replace(file)
         return made
-    # The scenes come from the seed, so the file holds tensors alone.
-    random = np.random.default_rng((seed, rows, columns))
-    scenes = [random_scene(random) for _ in range(count)]
     state = torch.load(file, weights_only=True)
-    return LatentSet(rows, columns, scenes, state["tokens"], state["weights"])
+    every = list(all_scenes())
+    scenes_kept = [every[place] for place in state["scenes"].tolist()]
+    return LatentSet(rows, columns, scenes_kept, state["tokens"], state["weights"])
 
 
 def stratified(rows: int, columns: int, stride: int, generator: torch.Generator) -> Tensor:

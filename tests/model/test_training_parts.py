@@ -1,0 +1,164 @@
+"""The pieces of the training are what they claim: packing, sampling of tokens, attention, resuming."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.attention import ExplicitAttention
+from model.latents import foreground, image_ids, pack, sampling_bias, stratified, unpack
+from model.layout import build_transformer, build_vae
+from model.progress import Stage, set_learning_rate
+from model.scenes import Jitter, Scene
+from model.train_flow import PHASES, SIZES, current_phase, noise_levels, noise_shift, zero_start
+from model.train_vae import unit_latents
+
+grids = st.tuples(st.integers(1, 5), st.integers(1, 5))
+
+
+@given(grid=grids, channels=st.integers(1, 4))
+def test_packing_is_that_of_the_pipeline(grid: tuple[int, int], channels: int) -> None:
+    rows, columns = grid
+    latents = torch.randn(2, channels, 2 * rows, 2 * columns)
+    packed = pack(latents)
+    assert torch.equal(packed, FluxPipeline._pack_latents(latents, 2, channels, 2 * rows, 2 * columns))
+    assert torch.equal(unpack(packed, rows, columns), latents)
+    ids = FluxPipeline._prepare_latent_image_ids(2, rows, columns, torch.device("cpu"), torch.float32)
+    assert torch.equal(image_ids(rows, columns), ids)
+
+
+@given(cells=grids, stride=st.integers(1, 4), seed=st.integers(0, 99))
+def test_a_sample_has_one_token_of_each_cell(cells: tuple[int, int], stride: int, seed: int) -> None:
+    rows, columns = cells[0] * stride, cells[1] * stride
+    places = stratified(rows, columns, stride, torch.Generator().manual_seed(seed))
+    cell = (places // columns // stride) * cells[1] + places % columns // stride
+    assert torch.equal(cell, torch.arange(cells[0] * cells[1]))
+
+
+def test_attention_to_a_sample_stands_for_attention_to_all() -> None:
+    """Where all image tokens are alike, the corrected softmax over 4 of 64 gives the weights over all 64."""
+    text, sampled, tokens = 3, 4, 64
+    text_score, image_score = 0.7, -0.2
+    bias = sampling_bias(text, sampled, tokens)
+    assert bias is not None
+    scores = torch.tensor([text_score] * text + [image_score] * sampled).expand(text + sampled, -1)
+    on_text = (scores + bias).softmax(-1)[:, :text].sum(-1)
+    full = torch.tensor([text_score] * text + [image_score] * tokens).softmax(-1)[:text].sum()
+    torch.testing.assert_close(on_text, full.expand_as(on_text))
+    assert sampling_bias(text, 64, 64) is None
+
+
+def test_explicit_attention_equals_the_stock_processor() -> None:
+    torch.manual_seed(0)
+    model = build_transformer(heads=2, head_dim=8, double_blocks=1, single_blocks=1, text_width=16)
+    inputs = {
+        "hidden_states": torch.randn(2, 6, 16),
+        "encoder_hidden_states": torch.randn(2, 5, 16),
+        "pooled_projections": torch.randn(2, 16),
+        "timestep": torch.rand(2),
+        "img_ids": image_ids(2, 3),
+        "txt_ids": torch.zeros(5, 3),
+        "joint_attention_kwargs": {"attention_mask": torch.randn(11, 11)},
+        "return_dict": False,
+    }
+    outputs = []
+    for processor in (FluxAttnProcessor(), ExplicitAttention()):
+        model.set_attn_processor(processor)
+        outputs.append(model(**inputs)[0])
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_zero_started_transformer_says_zero_and_can_learn() -> None:
+    model = build_transformer(heads=2, head_dim=8, double_blocks=1, single_blocks=1, text_width=16)
+    zero_start(model)
+    out = model(
+        hidden_states=torch.randn(1, 4, 16),
+        encoder_hidden_states=torch.randn(1, 3, 16),
+        pooled_projections=torch.randn(1, 16),
+        timestep=torch.rand(1),
+        img_ids=image_ids(2, 2),
+        txt_ids=torch.zeros(3, 3),
+        return_dict=False,
+    )[0]
+    assert not out.any()
+    (out - 1).square().mean().backward()
+    assert model.proj_out.bias.grad.abs().max() > 0
+
+
+def test_unit_latents_change_the_scale_and_not_the_picture() -> None:
+    torch.manual_seed(0)
+    vae = build_vae(channels=(8, 8, 8, 8)).eval()
+    pictures = torch.rand(4, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        before = vae.decoder.conv_in(vae.encode(pictures).latent_dist.mean)
+        unit_latents(vae, pictures)
+        latents = vae.encode(pictures).latent_dist
+        after = vae.decoder.conv_in(latents.mean)
+    torch.testing.assert_close(latents.mean.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.mean.std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
+    assert latents.std.max() < 0.01
+    # The border differs, by the zeros that pad it.
+    torch.testing.assert_close(before[..., 1:-1, 1:-1], after[..., 1:-1, 1:-1], atol=1e-4, rtol=1e-4)
+
+
+def test_foreground_marks_the_side_of_the_object() -> None:
+    marks = foreground(Scene("day", "sand", None, "car", "red", "left"), Jitter(), 8, 8).view(8, 8)
+    assert marks[:, :4].sum() > 4
+    assert not marks[:, 5:].any()
+    assert not foreground(Scene("day", "sand"), Jitter(), 8, 8).any()
+
+
+def test_noise_levels_are_shifted_up_with_the_size() -> None:
+    assert noise_shift(256) == pytest.approx(0.5)
+    assert noise_shift(4096) == pytest.approx(1.15)
+    few, many = (
+        noise_levels(2000, tokens, torch.Generator().manual_seed(0)).median() for tokens in (64, 4096)
+    )
+    assert 0.5 < few < many < 0.9
+    # The scheduler's own shift of the middle level.
+    assert many.item() == pytest.approx(math.exp(1.15) / (math.exp(1.15) + 1), abs=0.03)
+
+
+def test_phases_use_sizes_that_are_encoded_and_strides_that_fit() -> None:
+    for phase in PHASES:
+        assert sum(share for *_, share in phase.mix) == pytest.approx(1)
+        for size, stride, _, _ in phase.mix:
+            assert size in SIZES
+            assert all(int(side) // 16 % stride == 0 for side in size.split("x"))
+    assert current_phase(PHASES, 0.0) is PHASES[0]
+    assert current_phase(PHASES, 0.999) is PHASES[-1]
+
+
+def fit(folder: Path, steps: int, stop: int) -> torch.Tensor:
+    """Fit a line for `steps` steps, but walk away after `stop`."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    optimiser = torch.optim.AdamW(model.parameters())
+    stage = Stage("line", folder, steps, save_every=0.0, report_every=5)
+    stage.resume(model=model, optimiser=optimiser)
+    for step in stage.run():
+        if step == stop:
+            break
+        x = torch.from_numpy(np.random.default_rng(step).normal(size=(8, 3)).astype(np.float32))
+        set_learning_rate(optimiser, stage.learning_rate(0.1, warm_up=3))
+        loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        stage.log(loss=loss.item())
+    return model.weight.detach()
+
+
+def test_a_killed_stage_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole", 12, 99)
+    fit(tmp_path / "parts", 12, 7)
+    assert torch.equal(fit(tmp_path / "parts", 12, 99), whole)
+    assert len((tmp_path / "parts" / "line.jsonl").read_text().splitlines()) == 3
