@@ -75,9 +75,9 @@ class Shard:
         # Members have different numbers of image tokens; with zeros in place of text they are alike.
         mine = F.pad(mine, [0, 0, self.chunk - mine.shape[1], 0]).contiguous()
         batch, _, channels = mine.shape
-        everything = mine.new_empty(self.degree, batch, self.chunk, channels)
+        everything = mine.new_empty(self.degree * batch, self.chunk, channels)
         dist.all_gather_single(everything, mine, group=pg)
-        sequence = everything.transpose(0, 1).reshape(batch, self.degree * self.chunk, channels)
+        sequence = everything.unflatten(0, (self.degree, batch)).transpose(0, 1).flatten(1, 2)
         return sequence[:, self.text : self.total]
 
     def keys_in_block(self, block: int, blocks: int) -> int:

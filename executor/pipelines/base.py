@@ -127,15 +127,26 @@ class Pipeline(ABC):
 
         Every member calls it with equal states and ends with equal states, each with its whole latent.
         The states given stay as they are, so that a step that failed can be done again. They may be at
-        different steps and have different guidance and step counts, but one size in tokens.
+        different steps and have different guidance and step counts, but are of one size.
 
         Raises:
             GroupAborted: a member failed or was lost.
+            ValueError: there are none, they are of different sizes, or one has no step left.
         """
 
     @abstractmethod
     def decode(self, state: State) -> Image.Image:
         """The picture of a latent."""
+
+
+def check_batch(states: Sequence[State]) -> None:
+    """Whether these can be stepped together, and be stepped at all. ValueError where not."""
+    sizes = sorted({f"{s.image.width}x{s.image.height}" for s in states})
+    if len(sizes) != 1:
+        raise ValueError(f"a batch has one size, not {', '.join(sizes) or 'none'}")
+    for state in states:
+        if state.done:
+            raise ValueError(f"all {state.image.steps} steps are done")
 
 
 # A loader makes a Pipeline of a checked folder, on a device, with a dtype.

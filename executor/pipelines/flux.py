@@ -26,7 +26,7 @@ from executor import attention
 from executor.groups import Group
 from executor.image import ImageSpec
 from executor.latents import Condition, State
-from executor.pipelines.base import Limits, Pipeline, register
+from executor.pipelines.base import Limits, Pipeline, check_batch, register
 from executor.sharding import Shard
 
 _MAX_SIDE = 4096
@@ -110,10 +110,10 @@ class FluxFamily(Pipeline):
 
     @torch.inference_mode()
     def step(self, states: Sequence[State], group: Group) -> list[State]:
-        first = states[0]
+        check_batch(states)
         shard = Shard(
-            text=first.condition["text"].shape[1],
-            image=first.latent.shape[1],
+            text=states[0].condition["text"].shape[1],
+            image=states[0].latent.shape[1],
             degree=group.degree,
             rank=group.rank,
         )

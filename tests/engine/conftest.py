@@ -1,0 +1,21 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from crew import Crew
+from small_models import write
+
+
+@pytest.fixture(scope="session")
+def crew() -> Iterator[Crew]:
+    """Four workers on one machine, with gloo."""
+    crew = Crew(4)
+    yield crew
+    crew.close()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of small models in the FLUX layout, by name."""
+    folder: Path = tmp_path_factory.mktemp("models")
+    return {name: write(folder / name, name) for name in ("4 heads", "6 heads", "24 heads", "5 heads")}

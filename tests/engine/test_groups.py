@@ -1,0 +1,283 @@
+"""Groups of real processes: how they meet, fail, are dropped and replaced."""
+
+import os
+import threading
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from crew import COLLECTIVE_TIMEOUT_S, Crew, Failed, Worker
+from hypothesis import given
+from hypothesis import strategies as st
+
+from executor.groups import Groups, Member, aligned_blocks
+
+
+def add_up(
+    worker: Worker, epoch: int, slots: list[int], meeting: str, own: int, timeout_s: float = 60.0
+) -> int:
+    """The sum of what every member brings."""
+    group = worker.group(epoch, slots, meeting, timeout_s=timeout_s)
+    with group.running():
+        total = torch.tensor([own])
+        if group.degree > 1:
+            dist.all_reduce(total, group=group.pg)
+    return int(total)
+
+
+def sums(crew: Crew, slots: list[int], meeting: str, epoch: int = 1) -> list[int]:
+    jobs = {slot: (add_up, (epoch, slots, meeting, 10**slot)) for slot in slots}
+    return [crew.run(jobs)[slots[0]]]
+
+
+def total(slots: list[int]) -> int:
+    return sum(10**slot for slot in slots)
+
+
+def test_members_with_different_histories_find_each_other(crew):
+    for turn, slots in enumerate([[0, 1], [0, 2], [1, 3], [3, 2, 1, 0], [1, 0], [2, 0, 1], [0, 1], [3]]):
+        assert sums(crew, slots, f"histories {turn}") == [total(slots)]
+
+
+def test_groups_of_disjoint_members_are_made_at_the_same_time(crew):
+    for turn in range(5):
+        jobs = {
+            slot: (add_up, (5 + turn, slots, "disjoint", 10**slot))
+            for slots in ([0, 1], [2, 3])
+            for slot in slots
+        }
+        assert crew.run(jobs) == {0: 11, 1: 11, 2: 1100, 3: 1100}
+
+
+def listening_addresses(_: Worker) -> list[str]:
+    """The local addresses of this process's listening TCP sockets, as the kernel writes them."""
+    own = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            own.add(os.readlink(f"/proc/self/fd/{name}"))
+        except OSError:
+            continue
+    found = []
+    for file in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
+        with open(file) as lines:
+            rows = [line.split() for line in lines][1:]
+        found += [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own]
+    return found
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/net/tcp"), reason="reads Linux's list of sockets")
+def test_nothing_listens_beyond_the_given_host(crew):
+    sums(crew, [0, 1, 2, 3], "listening")
+    for addresses in crew.all([0, 1], listening_addresses):
+        assert len(addresses) >= 2  # the store and gloo
+        assert set(addresses) == {"0100007F"}
+
+
+def resources(worker: Worker) -> tuple[int, int, int, int]:
+    worker.groups._close_ended()
+    return (
+        len(worker.groups),
+        len(os.listdir("/proc/self/task")),
+        len(os.listdir("/proc/self/fd")),
+        worker.groups._server.store.num_keys(),
+    )
+
+
+def set_limit(worker: Worker, limit: int) -> int:
+    before, worker.groups._limit = worker.groups._limit, limit
+    return before
+
+
+def test_groups_are_bounded_and_leave_nothing_behind(crew):
+    # Only worker 0 forgets: the others must notice, each time, that their group is gone.
+    (before,) = crew.all([0], set_limit, 2)
+    slots = [[0, 1], [0, 2], [0, 3], [0, 1, 2], [2, 0], [0, 1, 2, 3]]
+    try:
+        sizes = []
+        for turn in range(4):
+            for members in slots:
+                assert sums(crew, members, f"bounded {turn}") == [total(members)]
+            sizes.append(crew.all([0, 1], resources))
+        assert sizes[-1][0][0] == 2
+        # The first turn makes what the others make anew.
+        for early, late in zip(sizes[1], sizes[-1], strict=True):
+            assert late == early
+    finally:
+        crew.all([0], set_limit, before)
+
+
+def talk(worker: Worker, slots: list[int], meeting: str, words: int) -> list[bytes]:
+    group = worker.group(1, slots, meeting)
+    if group.leads:
+        for i in range(words):
+            group.publish(f"step/{i}", f"{meeting} {i}".encode())
+        return []
+    return [group.read(f"step/{i}", 10) for i in range(words)]
+
+
+def test_members_read_what_their_leader_publishes(crew):
+    keys = []
+    for turn in range(10):
+        heard = crew.all([2, 0, 1], talk, [2, 0, 1], f"talk {turn}", 20)
+        assert heard[1] == heard[2] == [f"talk {turn} {i}".encode() for i in range(20)]
+        keys.append(crew.all([2], resources)[0][3])
+    assert keys[-1] == keys[1], "keys pile up"
+
+
+def listen(worker: Worker, slots: list[int], meeting: str, timeout_s: float) -> None:
+    worker.group(1, slots, meeting).read("never said", timeout_s)
+
+
+def nothing(worker: Worker, slots: list[int], meeting: str) -> None:
+    worker.group(1, slots, meeting)
+
+
+def test_a_leader_that_says_nothing_is_named(crew):
+    answers = crew.run({0: (nothing, ([0, 1], "mute")), 1: (listen, ([0, 1], "mute", 0.3))}, check=False)
+    assert (answers[1].kind, answers[1].lost) == ("GroupAborted", (0,))
+    assert sums(crew, [0, 1], "mute no more") == [11]
+
+
+def publish_as_member(worker: Worker, slots: list[int]) -> None:
+    worker.group(1, slots, "usurper").publish("key", b"")
+
+
+def test_only_the_leader_publishes(crew):
+    answers = crew.all([0, 1], publish_as_member, [0, 1], check=False)
+    assert answers[0] is None
+    assert answers[1].kind == "RuntimeError"
+    assert "does not lead" in answers[1].text
+
+
+@pytest.mark.parametrize("missing", [2, 0, 1])
+def test_who_does_not_come_to_the_meeting_is_named(crew, missing):
+    slots = [0, 1, 2]
+    jobs = {s: (add_up, (1, slots, f"without {missing}", 1, 0.5)) for s in slots if s != missing}
+    for answer in crew.run(jobs, check=False).values():
+        assert (answer.kind, answer.lost) == ("GroupAborted", (missing,))
+    assert sums(crew, slots, f"with {missing}") == [total(slots)]
+
+
+def block_until_dropped(worker: Worker, slots: list[int], meeting: str, where: str) -> float:
+    """Wait for peers that never come, and be dropped by another thread; how long that took."""
+    group = worker.group(1, slots, meeting) if where != "meeting" else None
+    dropped_at = []
+
+    def drop() -> None:
+        time.sleep(0.5)
+        dropped_at.append(time.monotonic())
+        worker.groups.drop(before_epoch=2, slots=[slots[0]])
+
+    threading.Thread(target=drop).start()
+    try:
+        if where == "collective":
+            with group.running():
+                dist.all_reduce(torch.zeros(1), group=group.pg)
+        elif where == "reading":
+            group.read("never said", COLLECTIVE_TIMEOUT_S)
+        else:
+            worker.group(1, slots, meeting, timeout_s=COLLECTIVE_TIMEOUT_S)
+    except Exception as error:
+        if type(error).__name__ != "GroupAborted":
+            raise
+        return time.monotonic() - dropped_at[0]
+    raise AssertionError("nothing happened")
+
+
+@pytest.mark.parametrize("where", ["collective", "reading", "meeting"])
+def test_whoever_waits_in_a_dropped_group_is_freed(crew, where):
+    slots = [3, 1]
+    idle = (nothing, (slots, where)) if where != "meeting" else (resources, ())
+    answers = crew.run({1: (block_until_dropped, (slots, where, where)), 3: idle})
+    assert answers[1] < COLLECTIVE_TIMEOUT_S / 4
+    # The slot is lost for the old epoch; a later one is another story.
+    (late,) = crew.all([1], add_up, 1, slots, "too late", 1, check=False)
+    assert (late.kind, late.lost) == ("GroupAborted", (3,))
+    assert sums(crew, slots, f"{where} again", epoch=2) == [total(slots)]
+    crew.all([1], reset)
+
+
+def reset(worker: Worker) -> None:
+    worker.groups.reset()
+
+
+def drop(worker: Worker, before_epoch: int, slots: list[int]) -> int:
+    return worker.groups.drop(before_epoch, slots)
+
+
+def test_other_groups_live_on_when_one_is_dropped(crew):
+    crew.all([0, 1, 2, 3], reset)
+    for epoch, slots in ((3, [0, 1]), (3, [0, 2]), (4, [0, 1])):
+        sums(crew, slots, "before", epoch)
+    assert crew.all([0], drop, 4, [1]) == [1]
+    sums(crew, [0, 2], "after", 3)
+    sums(crew, [0, 1], "after", 4)
+    assert crew.all([0], resources)[0][0] == 2
+    crew.all([0], reset)
+    assert crew.all([0], resources)[0][0] == 0
+    # After a reset, epochs and orders may count from the beginning.
+    assert sums(crew, [0, 1], "before", 3) == [11]
+
+
+def test_warm_up_makes_all_aligned_groups(crew):
+    crew.all([0, 1, 2, 3], reset)
+    assert crew.all([0, 1, 2, 3], warm_up, "warm up") == [2, 2, 2, 2]
+    assert crew.all([0, 3], resources)[0][0] == 2
+
+
+def warm_up(worker: Worker, meeting: str) -> int:
+    return worker.groups.warm_up(9, worker.members, meeting)
+
+
+def misuse(worker: Worker, slots: list[int]) -> None:
+    worker.group(1, slots, "misuse")
+
+
+def test_a_group_is_of_different_members_and_this_one_is_among_them(crew):
+    for slots, message in (
+        ([1, 2], "is not in the group"),
+        ([0, 1, 1], "twice"),
+        ([], "is not in the group"),
+    ):
+        with pytest.raises(Failed, match=message) as failure:
+            crew.all([0], misuse, slots)
+        assert failure.value.kind == "ValueError"
+
+
+def lead_nowhere(worker: Worker, address: str) -> None:
+    own = worker.groups.store_address
+    worker.groups.get(1, [Member(7, address), Member(0, own)], "nowhere")
+
+
+def test_a_leader_whose_store_is_gone_is_named(crew):
+    for address in ("127.0.0.1:1", "nonsense"):
+        (answer,) = crew.all([0], lead_nowhere, address, check=False)
+        assert (answer.kind, answer.lost) == ("GroupAborted", (7,))
+
+
+@given(st.integers(0, 40))
+def test_aligned_blocks_are_a_buddy_system(size):
+    members = [Member(slot, f"h:{slot}") for slot in range(size)]
+    blocks = [[m.slot for m in block] for block in aligned_blocks(members)]
+    for block in blocks:
+        assert block == list(range(block[0], block[0] + len(block)))
+        assert len(block) & (len(block) - 1) == 0
+        assert block[0] % len(block) == 0
+    assert len({tuple(b) for b in blocks}) == len(blocks)
+    if size in (2, 4, 8, 16, 32):
+        assert len(blocks) == size - 1
+
+
+def test_one_process_is_one_world():
+    groups = Groups()
+    try:
+        group = groups.get(1, [Member(0, groups.store_address)], "alone")
+        assert (group.degree, group.rank, group.leads, group.slots) == (1, 0, True, (0,))
+        with pytest.raises(RuntimeError, match="no process group"):
+            _ = group.pg
+        with pytest.raises(RuntimeError, match="world already"):
+            Groups()
+    finally:
+        groups.close()
+    Groups().close()
