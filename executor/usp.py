@@ -19,7 +19,7 @@ import torch
 from executor import quiet  # noqa: F401
 
 if TYPE_CHECKING:
-    from executor.groups import Split
+    from executor.group import Split
 
 
 def _import_without_gpu() -> None:

@@ -11,7 +11,7 @@ from crew import COLLECTIVE_TIMEOUT_S, Crew, Failed, Worker
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.groups import Groups, Member, aligned_blocks
+from executor.groups import CalledOff, Groups, Member, aligned_blocks
 
 
 def add_up(
@@ -157,6 +157,58 @@ def test_who_does_not_come_to_the_meeting_is_named(crew, missing):
     for answer in crew.run(jobs, check=False).values():
         assert (answer.kind, answer.lost) == ("GroupAborted", (missing,))
     assert sums(crew, slots, f"with {missing}") == [total(slots)]
+
+
+def call_off(worker: Worker, slots: list[int], meeting: str, after_s: float = 0.0) -> None:
+    time.sleep(after_s)
+    worker.groups.call_off(1, [worker.members[slot] for slot in slots], meeting, "not today")
+
+
+def come_but_be_called_back(worker: Worker, slots: list[int], meeting: str) -> None:
+    """The leader comes, and its order is withdrawn while it waits."""
+    looks = iter(range(20))
+
+    def check() -> None:
+        if next(looks, None) is None:
+            raise CalledOff("not today")
+
+    worker.group(1, slots, meeting, check=check)
+
+
+@pytest.mark.parametrize("who", ["member", "leader", "leader while it waits"])
+def test_a_meeting_is_called_off_without_harm_to_the_group(crew, who):
+    slots = [1, 0, 2]
+    assert sums(crew, slots, f"before {who}") == [total(slots)]
+    jobs = dict.fromkeys(slots, (add_up, (1, slots, f"off {who}", 1)))
+    if who == "leader while it waits":
+        jobs[1] = (come_but_be_called_back, (slots, f"off {who}"))
+        del jobs[2]
+    else:
+        jobs[slots[0] if who == "leader" else 2] = (call_off, (slots, f"off {who}", 0.2))
+    answers = crew.run(jobs, check=False)
+    came = [answer for answer in answers.values() if answer is not None]
+    assert len(came) == 2
+    assert {(answer.kind, answer.text) for answer in came} == {("CalledOff", "not today")}
+    generation = crew.all(slots, generation_of, slots)
+    assert sums(crew, slots, f"after {who}") == [total(slots)]
+    assert crew.all(slots, generation_of, slots) == generation
+
+
+def generation_of(worker: Worker, slots: list[int]) -> int:
+    return worker.groups._groups[f"sp/e1/{'-'.join(map(str, slots))}"]._held.generation
+
+
+def test_a_meeting_to_which_all_have_come_cannot_be_called_off(crew):
+    slots = [0, 1]
+    assert sums(crew, slots, "on") == [11]
+    crew.all([0], call_off, slots, "on")
+    assert crew.all([0, 1], called_off, slots, "on") == ["", ""]
+    crew.all([0], call_off, slots, "off")
+    assert crew.all([0, 1], called_off, slots, "off") == ["not today"] * 2
+
+
+def called_off(worker: Worker, slots: list[int], meeting: str) -> str:
+    return worker.groups.called_off(1, [worker.members[slot] for slot in slots], meeting)
 
 
 def block_until_dropped(worker: Worker, slots: list[int], meeting: str, where: str) -> float:
