@@ -17,6 +17,7 @@ from scheduler.journal import Journal, JournalError
 from scheduler.rounds import Config, Rounds
 from scheduler.service import FleetService, SchedulerService
 from tetriserve import logs
+from tetriserve.guard import Guard
 from tetriserve.logs import Logger
 from tetriserve.transport import SERVER_OPTIONS
 from tetriserve.v1 import executor_pb2, executor_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
@@ -130,7 +131,7 @@ async def _serve(listen: str, driver: Driver, queue_limit: int) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     resumed = await driver.restore()
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=[Guard()], options=SERVER_OPTIONS)
     scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerService(driver, queue_limit), server)
     executor_pb2_grpc.add_FleetServiceServicer_to_server(FleetService(driver), server)
     healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]
