@@ -104,7 +104,12 @@ async def serve(cluster: LocalCluster, wishes: Sequence[Wish], folder: Path, con
     async def serve_all() -> None:
         async with AsyncClient(cluster.target) as client:
             begin = time.monotonic()
-            await asyncio.gather(*(_serve_one(client, wish, folder, begin, console) for wish in wishes))
+            requests = await asyncio.gather(
+                *(_serve_one(client, wish, folder, begin, console) for wish in wishes)
+            )
+            # Asked for now that all is quiet: the last reports of a group come after the picture.
+            for wish, request in zip(wishes, requests, strict=True):
+                wish.status = await client.get(request)
 
     batch, watchdog = asyncio.create_task(serve_all()), asyncio.create_task(_watch_children(cluster))
     try:
@@ -119,7 +124,8 @@ async def serve(cluster: LocalCluster, wishes: Sequence[Wish], folder: Path, con
         await asyncio.gather(batch, watchdog, return_exceptions=True)
 
 
-async def _serve_one(client: AsyncClient, wish: Wish, folder: Path, begin: float, console: Console) -> None:
+async def _serve_one(client: AsyncClient, wish: Wish, folder: Path, begin: float, console: Console) -> str:
+    """See to one wish; returns the request's id."""
     await asyncio.sleep(max(0.0, begin + wish.arrival - time.monotonic()))
     request = await client.submit(
         wish.prompt, wish.size, steps=wish.steps, seed=wish.number, deadline=wish.deadline
@@ -134,9 +140,9 @@ async def _serve_one(client: AsyncClient, wish: Wish, folder: Path, begin: float
             if event.status.ended:
                 words += f", {show.deadline_text(event.status, None)}"
             console.print(f"{time.monotonic() - begin:6.1f}s  {wish.number:2d}  {words}")
-    wish.status = await client.get(request.id)
-    if wish.status.stage is Stage.DONE:
+    if wish.tracked and wish.tracked.status.stage is Stage.DONE:
         (folder / wish.file).write_bytes(await client.image(request.id))
+    return request.id
 
 
 async def _watch_children(cluster: LocalCluster) -> None:
@@ -158,7 +164,9 @@ def _live_table(wishes: Sequence[Wish]) -> Table:
             show.stage_text(tracked.status) if tracked else Text("to come", "dim"),
             ProgressBar(wish.steps, done, width=20),
             f"{done}/{wish.steps}",
-            str(tracked.status.degree) if tracked and tracked.status.degree else "",
+            str(tracked.status.degree)
+            if tracked and tracked.status.degree and not tracked.status.ended
+            else "",
             tracked.deadline_text() if tracked else Text(show_duration(wish.deadline), "dim"),
             wish.prompt,
         )
@@ -246,7 +254,9 @@ def _wait_ready(cluster: LocalCluster, console: Console) -> None:
 
     def progress(words: str) -> None:
         nonlocal said
-        if words and words != said and not console.is_terminal:
+        if not words:
+            return
+        if words != said and not console.is_terminal:
             console.print(words)
         said = words
         spinner.update(f"{words} ({time.monotonic() - began:.0f} s)")

@@ -59,7 +59,8 @@ class LocalCluster:
     """A scheduler on a free port of loopback, and `executors` that have joined it.
 
     Logs go to `folder`/logs, the scheduler's data to `folder`/data, which starts empty. `options`
-    are more words for every executor's command line, such as ("--model", PATH).
+    are more words for every executor's command line, such as ("--model", PATH); `executor` is what
+    Python runs as one.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class LocalCluster:
     policy: str = "cp-sat"
     device: str = "cpu"
     options: Sequence[str] = ()
+    executor: Sequence[str] = ("-m", "executor")
     target: str = field(init=False, default="")
     children: list[Child] = field(init=False, default_factory=list)
 
@@ -90,11 +92,11 @@ class LocalCluster:
         shutil.rmtree(data, ignore_errors=True)
         logs.mkdir(parents=True, exist_ok=True)
         words = ["--listen", self.target, "--policy", self.policy, "--data-dir", str(data)]
-        self._spawn("scheduler", [*words, "--expect", str(self.executors)])
+        self._spawn("scheduler", ["-m", "scheduler", *words, "--expect", str(self.executors)])
         for i in range(self.executors):
             device = self.device if self.device == "cpu" else f"{self.device}:{i}"
             words = ["--scheduler", self.target, "--device", device, *self.options]
-            self._spawn("executor", words, name=f"executor-{i}")
+            self._spawn(f"executor-{i}", [*self.executor, *words])
 
     def wait_ready(self, *, timeout: float = 180.0, progress: Callable[[str], None] | None = None) -> None:
         """Wait until requests can run, telling `progress` what is waited for.
@@ -145,12 +147,11 @@ class LocalCluster:
                     child.process.kill()
                     child.process.wait()
 
-    def _spawn(self, module: str, words: list[str], name: str = "") -> None:
-        name = name or module
+    def _spawn(self, name: str, words: Sequence[str]) -> None:
         path = self.folder / "logs" / f"{name}.log"
         with path.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *words],
+                [sys.executable, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

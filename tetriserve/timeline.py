@@ -8,7 +8,7 @@ Plain data in, so that the simulator's traces are drawn by the same hand as a li
 
 import colorsys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import groupby
 from os import PathLike
@@ -81,7 +81,12 @@ def courses(statuses: Iterable[RequestStatus]) -> list[Course]:
             f" {status.request.image.steps} steps",
             arrived=seconds(status.submitted_at),
             bars=tuple(
-                Bar(seconds(span.begin), seconds(span.end or now), span.slots, span.stage)
+                Bar(
+                    seconds(span.begin),
+                    seconds(span.end or status.finished_at or now),
+                    span.slots,
+                    span.stage,
+                )
                 for span in status.spans
             ),
             deadline=seconds(status.deadline_at) if status.deadline_at else None,
@@ -283,11 +288,19 @@ def _text_width(text: str, points: float) -> float:
 
 
 def _runs(bars: Sequence[Bar]) -> Iterator[tuple[float, float, tuple[int, ...]]]:
-    """Denoising orders that follow each other on the same slots, as one: begin, end, slots."""
-    for (stage, slots), group in groupby(bars, key=lambda bar: (bar.stage, bar.slots)):
-        if stage is Stage.DENOISING:
-            orders = list(group)
-            yield orders[0].begin, orders[-1].end, slots
+    """Denoising orders that follow each other closely on the same slots, as one: begin, end, slots."""
+    run: Bar | None = None
+    for bar in bars:
+        if bar.stage is not Stage.DENOISING:
+            continue
+        if run and run.slots == bar.slots and bar.begin - run.end < 0.1 * (bar.end - bar.begin):
+            run = replace(run, end=bar.end)
+            continue
+        if run:
+            yield run.begin, run.end, run.slots
+        run = bar
+    if run:
+        yield run.begin, run.end, run.slots
 
 
 def _blocks(slots: Sequence[int]) -> Iterator[tuple[int, int]]:
