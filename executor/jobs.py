@@ -2,8 +2,10 @@
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from enum import IntEnum
 
+from executor.groups import Member
 from executor.link import Session
 from tetriserve.v1 import executor_pb2 as pb
 
@@ -25,7 +27,8 @@ class Job:
         self.session = session
         self.halt = Halt.NONE
         self.reason = ""
-        self.released = False  # the request's state is not to be kept
+        self.lost: tuple[int, ...] = ()
+        self.met = False  # all members were there: nobody waits for this one outside a collective
 
     @property
     def leads(self) -> bool:
@@ -37,10 +40,24 @@ class Job:
         """Members of its group."""
         return len(self.order.group.members)
 
-    def stop(self, halt: Halt, reason: str) -> None:
+    @property
+    def slots(self) -> set[int]:
+        """Slots of its group's members."""
+        return {member.slot for member in self.order.group.members}
+
+    @property
+    def meeting(self) -> tuple[int, tuple[Member, ...], str]:
+        """Epoch, members and name of the meeting at which its group begins it."""
+        group = self.order.group
+        members = tuple(Member(member.slot, member.store) for member in group.members)
+        return group.epoch, members, f"{self.session.term}.{self.order.id}"
+
+    def stop(self, halt: Halt, reason: str, lost: Sequence[int] = ()) -> None:
         """Ask for its end."""
         if halt > self.halt:
-            self.halt, self.reason = halt, reason
+            # The device thread looks at `halt`: what goes with it must be there first.
+            self.reason, self.lost = reason, tuple(lost)
+            self.halt = halt
 
 
 class Jobs:

@@ -49,6 +49,7 @@ class Session:
 
     def __init__(self, registration: pb.Registration, fleet: rpc.FleetServiceStub) -> None:
         self.slot = -1
+        self.term = ""  # tells this scheduler's orders from those of one before a restart
         self.ended = False
         self._fleet = fleet
         self._loop = asyncio.get_running_loop()
@@ -153,7 +154,7 @@ class Link:
                 if session.welcome:
                     self._handler.command(session, command)
                 elif command.HasField("welcome"):
-                    session.slot = command.welcome.slot
+                    session.slot, session.term = command.welcome.slot, command.welcome.term
                     lease = command.welcome.lease.ToTimedelta().total_seconds()
                     heartbeat = asyncio.create_task(_heartbeat(session, lease / HEARTBEATS_PER_LEASE))
                     log.info(f"ready as slot {session.slot}", scheduler=self._scheduler, lease_s=lease)

@@ -1,7 +1,6 @@
 """Work that one executor of a host does while the others wait for its result."""
 
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +24,3 @@ def alone(lock: Path, doing: str) -> Iterator[None]:
             log.info(f"waiting while another executor is {doing}", lock=lock)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def cache_folder() -> Path:
-    """Where executors keep what takes long to make: under the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tetriserve"

@@ -1,0 +1,185 @@
+"""`python -m executor`: run denoising steps on one device for a TetriServe scheduler."""
+
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from executor.config import DTYPES, Config, cache_folder, node_name
+from tetriserve import logs
+
+log = logs.Logger("executor")
+
+
+class SizeList(click.ParamType[list[tuple[int, int]]]):
+    """`256x256,512x512`."""
+
+    name = "WxH,..."
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[tuple[int, int]]:
+        """Sizes in pixels."""
+        if isinstance(value, list):
+            return value
+        try:
+            sizes = [tuple(int(side) for side in size.split("x")) for size in str(value).split(",")]
+        except ValueError:
+            sizes = []
+        if not sizes or any(len(size) != 2 or min(size) < 1 for size in sizes):
+            self.fail(f"{value!r} is no list of sizes such as 256x256,512x512", param, ctx)
+        return [(size[0], size[1]) for size in sizes]
+
+
+@click.command(
+    context_settings={
+        "auto_envvar_prefix": "TETRISERVE_EXECUTOR",
+        "show_default": True,
+        "max_content_width": 110,
+    },
+    epilog="Stops cleanly at Ctrl-C or SIGTERM: it finishes its step and hands back what it has not begun.",
+)
+@click.option(
+    "--scheduler",
+    metavar="HOST:PORT",
+    default="127.0.0.1:7700",
+    envvar="TETRISERVE_SCHEDULER",
+    show_envvar=True,
+    help="The scheduler to work for; it need not run yet.",
+)
+@click.option(
+    "--device", default="cpu", show_envvar=True, help="Where to compute: cpu, or cuda:N for one GPU."
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    show_envvar=True,
+    show_default="the built-in model",
+    help="A checkpoint folder of diffusers, e.g. of FLUX.1-dev (the one with model_index.json in it).",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    show_envvar=True,
+    show_default="bfloat16 on a GPU, float32 on a CPU",
+    help="Precision of weights and latents; the same for all executors of a cluster.",
+)
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    default="127.0.0.1:0",
+    show_envvar=True,
+    help="Where to listen for other executors; port 0 takes a free one.",
+)
+@click.option(
+    "--advertise",
+    metavar="HOST",
+    default="",
+    show_envvar=True,
+    show_default="the host of --listen",
+    help="The address at which others reach this host, where --listen is 0.0.0.0 or [::].",
+)
+@click.option(
+    "--node",
+    default=node_name,
+    show_envvar=True,
+    show_default="the host's name",
+    help="Executors share the steps of a picture only with those of the same node.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_envvar=True,
+    help="CPU threads to compute with; with an executor on every core, more than one makes all slower.",
+)
+@click.option(
+    "--sizes",
+    type=SizeList(),
+    default="256x256,512x512",
+    show_envvar=True,
+    help="Picture sizes whose step times are measured at the first start; others are interpolated.",
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=cache_folder,
+    show_envvar=True,
+    show_default="~/.cache/tetriserve",
+    help="Where measured step times and the built-in model are kept.",
+)
+@click.option(
+    "--grace",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=4.0,
+    show_envvar=True,
+    help="When stopping, how long the running order may still take.",
+)
+@logs.options
+def main(
+    scheduler: str,
+    device: str,
+    model: Path | None,
+    dtype: str | None,
+    listen: str,
+    advertise: str,
+    node: str,
+    threads: int,
+    sizes: list[tuple[int, int]],
+    cache_dir: Path,
+    grace: float,
+    log_format: str,
+    log_level: str,
+) -> None:
+    """Run denoising steps on one device for a TetriServe scheduler.
+
+    Start one executor for each GPU, or, without a GPU, for each core. It loads the model, measures how
+    long its steps take (the first time only), joins the scheduler and then works until it is stopped.
+
+    \b
+        python -m executor --scheduler 127.0.0.1:7700 --device cpu
+        python -m executor --scheduler gpu-head:7700 --device cuda:0 --model FLUX.1-dev
+    """
+    logs.setup(log_format, log_level)
+    # From here to the moment when it serves, a signal just ends it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        config = Config(
+            scheduler=scheduler,
+            device=device,
+            model=model,
+            dtype=dtype or ("float32" if device == "cpu" else "bfloat16"),
+            listen=listen,
+            advertise=advertise,
+            node=node,
+            threads=threads,
+            sizes=tuple(sizes),
+            cache=cache_dir,
+            grace_s=grace,
+        )
+        _run(config)
+    except KeyboardInterrupt:
+        log.info("stopped before it was ready")
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _run(config: Config) -> None:
+    """Run it; torch takes seconds to import, so that is done only now."""
+    from executor import quiet  # noqa: F401  (before diffusers)
+    from executor.link import Refused
+    from executor.process import Broken, run
+
+    try:
+        run(config)
+    except Refused as error:
+        raise click.ClickException(f"the scheduler does not take this executor: {error}") from None
+    except Broken as error:
+        log.error("broken", why=error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

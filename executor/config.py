@@ -1,0 +1,78 @@
+"""How one executor is set up."""
+
+import ipaddress
+import os
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of one executor; `__main__` says what each is for.
+
+    Raises ValueError, naming the option, where one cannot be right whatever the machine is like.
+    """
+
+    scheduler: str
+    device: str
+    dtype: str
+    model: Path | None
+    listen: str
+    advertise: str
+    node: str
+    threads: int
+    sizes: tuple[tuple[int, int], ...]
+    cache: Path
+    grace_s: float
+
+    def __post_init__(self) -> None:
+        host_port(self.scheduler, "--scheduler")
+        host, _ = host_port(self.listen, "--listen", free_port=True)
+        if self.advertise == "" and _is_wildcard(host):
+            raise ValueError(f"--advertise: say by which address peers reach this host; {host} is no address")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"--device: expected cpu or cuda:N, not {self.device!r}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"--dtype: expected {' or '.join(DTYPES)}, not {self.dtype!r}")
+        if self.threads < 1:
+            raise ValueError(f"--threads: expected 1 or more, not {self.threads}")
+        if self.model is not None and not (self.model / "model_index.json").is_file():
+            what = "has no model_index.json" if self.model.is_dir() else "is no folder"
+            raise ValueError(f"--model: {self.model} {what}; expected a checkpoint folder of diffusers")
+
+    @property
+    def host(self) -> str:
+        """The address of this host for its peers."""
+        return self.advertise or host_port(self.listen, "--listen", free_port=True)[0]
+
+
+def host_port(text: str, option: str, free_port: bool = False) -> tuple[str, int]:
+    """Split `HOST:PORT` (an IPv6 address in brackets); port 0 only where the system may choose."""
+    host, colon, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not colon or not bare or (":" in bare and not host.startswith("[")):
+        raise ValueError(f"{option}: expected HOST:PORT, not {text!r}")
+    if not port.isascii() or not port.isdigit() or not (0 if free_port else 1) <= int(port) <= 65535:
+        raise ValueError(f"{option}: the port is a number up to 65535, not {port!r}")
+    return bare, int(port)
+
+
+def cache_folder() -> Path:
+    """Where executors keep what takes long to make: under the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tetriserve"
+
+
+def node_name() -> str:
+    """The name of this host."""
+    return socket.gethostname()
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False

@@ -1,0 +1,66 @@
+"""How an executor introduces itself to the scheduler."""
+
+import hashlib
+import uuid
+from pathlib import Path
+
+import torch
+
+from executor.calibration import Calibration
+from executor.pipelines import Pipeline
+from executor.pipelines.base import MAX_STEPS
+from executor.profile_cache import device_name
+from tetriserve.v1 import executor_pb2, scheduler_pb2
+
+DEFAULT_STEPS = 20
+# Bytes of each weights file that its identity rests on, besides its name and length.
+SAMPLE_BYTES = 1 << 16
+
+
+def registration(
+    pipeline: Pipeline, calibration: Calibration, *, folder: Path, address: str, store: str, node: str
+) -> executor_pb2.Registration:
+    """The introduction of an executor that has loaded `folder` and is reached at `address`."""
+    device = pipeline.device
+    return executor_pb2.Registration(
+        instance=uuid.uuid4().hex,
+        address=address,
+        store=store,
+        node=node,
+        device=device_name(device),
+        model=model_info(pipeline, folder),
+        step_times=calibration.known(),
+        device_index=device.index or 0 if device.type == "cuda" else None,
+    )
+
+
+def model_info(pipeline: Pipeline, folder: Path) -> scheduler_pb2.ModelInfo:
+    """What the model can do, and which one it is."""
+    limits = pipeline.limits
+    return scheduler_pb2.ModelInfo(
+        family=pipeline.family,
+        name=folder.resolve().name,
+        size_multiple=limits.size_multiple,
+        max_side=limits.max_side,
+        max_steps=MAX_STEPS,
+        default_steps=DEFAULT_STEPS,
+        max_prompt_tokens=limits.max_prompt_tokens,
+        fingerprint=fingerprint(pipeline.fingerprint, pipeline.dtype, folder),
+        max_pixels=limits.max_tokens * limits.size_multiple**2,
+    )
+
+
+def fingerprint(shapes: str, dtype: torch.dtype, folder: Path) -> str:
+    """The same for executors that make the same pictures: same shapes, same weights, same precision.
+
+    Reads samples of the weights, because all of them can be tens of gigabytes.
+    """
+    digest = hashlib.sha256(f"{shapes} {dtype}".encode())
+    for file in sorted(folder.rglob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder)} {size}".encode())
+        with file.open("rb") as weights:
+            for start in (0, size // 2, max(0, size - SAMPLE_BYTES)):
+                weights.seek(start)
+                digest.update(weights.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,289 @@
+"""The one thread that owns the device and runs orders, in the order given.
+
+An order of several members begins when all of them have met with the request's state in hand, so that
+nobody waits in a collective for one who will not come. From then on the leader says before each step
+whether it is a go, and all stop at the same boundary. What goes wrong ends the order, never the thread.
+"""
+
+import functools
+import threading
+import time
+from concurrent.futures import Future
+
+import torch
+from PIL import Image
+
+from executor.calibration import Calibration
+from executor.courier import Courier
+from executor.groups import CalledOff, Group, GroupAborted, Groups
+from executor.image import ImageSpec
+from executor.jobs import Halt, Job, Jobs
+from executor.latents import NotHeld, State, Store, pack_latent, unpack, unpack_latent
+from executor.pipelines import Pipeline
+from tetriserve.logs import Logger
+from tetriserve.v1 import executor_pb2 as pb
+from tetriserve.v1 import types_pb2 as types
+
+# Members come when they have run what they have before; lost ones are announced by the scheduler.
+MEETING_TIMEOUT_S = 600.0
+# The leader decides within microseconds of the end of a step.
+DECISION_TIMEOUT_S = 30.0
+LOOK_UP_S = 0.02
+
+log = Logger("executor.runner")
+
+
+class StateMissing(Exception):
+    """Nobody who should hold the request's state has it."""
+
+
+class Runner(threading.Thread):
+    """Takes orders from `jobs` until that is closed, and reports how each has ended.
+
+    `address` is this executor's own, as other executors know it.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        calibration: Calibration,
+        groups: Groups,
+        store: Store,
+        courier: Courier,
+        jobs: Jobs,
+        address: str,
+    ) -> None:
+        super().__init__(name="device", daemon=True)
+        self._pipeline = pipeline
+        self._calibration = calibration
+        self._groups = groups
+        self._store = store
+        self._courier = courier
+        self._jobs = jobs
+        self._address = address
+
+    def run(self) -> None:
+        """Run orders until there will be no more."""
+        while (job := self._jobs.take()) is not None:
+            self._run(job)
+        self._groups.close()
+
+    def _run(self, job: Job) -> None:
+        order = job.order
+        done = pb.OrderDone(order_id=order.id, outcome=pb.OUTCOME_OK)
+        image = None
+        try:
+            _go(job)
+            match order.stage:
+                case types.STAGE_ENCODING:
+                    self._encode(job, done)
+                case types.STAGE_DENOISING:
+                    self._denoise(job, done)
+                case types.STAGE_DECODING:
+                    image = self._decode(job, done)
+                case types.STAGE_UNSPECIFIED:
+                    self._measure(job, done)
+                case _:
+                    raise ValueError(f"no order is about stage {order.stage}")
+        except Exception as error:
+            if job.degree > 1 and not job.met:
+                self._call_off(job, str(error))
+            _fail(done, error)
+        held = self._held(order.request_id)
+        done.steps_done = held.step if held is not None else 0
+        _log(order, done)
+        if image is None:
+            job.session.report(pb.JoinRequest(order_done=done))
+        else:
+            self._courier.image(job, image, done)
+
+    # Stages.
+
+    def _encode(self, job: Job, done: pb.OrderDone) -> None:
+        began = time.perf_counter()
+        image = _image(job)
+        done.warnings.extend(self._pipeline.check(image))
+        state = self._pipeline.start(image, self._pipeline.encode(image.prompt))
+        self._synchronize()
+        self._store.put(job.order.request_id, state)
+        done.seconds = time.perf_counter() - began
+
+    def _denoise(self, job: Job, done: pb.OrderDone) -> None:
+        order = job.order
+        state = self._obtain(job)
+        if state.image.steps < order.first_step + order.steps:
+            raise ValueError(f"the request has {state.image.steps} steps, the order goes beyond them")
+        group = self._meet(job)
+        self._store.put(order.request_id, state)
+        began = time.perf_counter()
+        try:
+            for step in range(order.first_step, order.first_step + order.steps):
+                if step > order.first_step and not _goes_on(job, group, step):
+                    break
+                step_began = time.perf_counter()
+                (state,) = self._pipeline.step([state], group)
+                self._synchronize()
+                self._store.put(order.request_id, state)
+                if group.leads:
+                    seconds = time.perf_counter() - step_began
+                    step_done = pb.StepDone(order_id=order.id, step=step, seconds=seconds)
+                    job.session.report(pb.JoinRequest(step_done=step_done))
+        except Exception as error:
+            # The others must not wait for a word or a tensor from here.
+            group.abort(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            done.seconds = time.perf_counter() - began
+            if group.leads and state.step > order.first_step:
+                self._courier.checkpoint(job, state.step, functools.partial(pack_latent, state))
+
+    def _decode(self, job: Job, done: pb.OrderDone) -> Image.Image:
+        state = self._obtain(job)
+        if not state.done:
+            raise ValueError(f"step {state.step} of {state.image.steps} is too early to decode")
+        self._store.put(job.order.request_id, state)
+        began = time.perf_counter()
+        image = self._pipeline.decode(state)
+        done.seconds = time.perf_counter() - began
+        return image
+
+    def _measure(self, job: Job, done: pb.OrderDone) -> None:
+        group = self._meet(job)
+        began = time.perf_counter()
+        try:
+            done.step_times.extend(self._calibration.measure(group, job.order.profile))
+        except Exception as error:
+            group.abort(f"{type(error).__name__}: {error}")
+            raise
+        done.seconds = time.perf_counter() - began
+
+    # The state before the first step.
+
+    def _obtain(self, job: Job) -> State:
+        """The request's state at the order's first step.
+
+        Raises:
+            CalledOff: the order was withdrawn while the state was waited for.
+            StateMissing: nobody has it.
+        """
+        order = job.order
+        held = self._held(order.request_id)
+        if held is not None and held.step == order.first_step:
+            return held
+        image = _image(job)
+        if order.checkpoint:
+            condition = held.condition if held is not None else self._pipeline.encode(image.prompt)
+            state = unpack_latent(order.checkpoint, image, condition, self._pipeline.device)
+            if state.step != order.first_step:
+                raise ValueError(f"the checkpoint is at step {state.step}, not at {order.first_step}")
+            return state
+        holders = [address for address in order.holders if address != self._address]
+        if holders:
+            data = self._wait(job, self._courier.fetch(holders, order.request_id, order.first_step))
+            if data is not None:
+                return unpack(data, self._pipeline.device)
+        if order.first_step > 0:
+            raise StateMissing(f"the state at step {order.first_step} is not held by {holders or 'anybody'}")
+        # The beginning can always be made anew.
+        self._pipeline.check(image)
+        return self._pipeline.start(image, self._pipeline.encode(image.prompt))
+
+    def _wait(self, job: Job, future: "Future[bytes | None]") -> bytes | None:
+        """The future's result, unless the order is withdrawn first."""
+        try:
+            while True:
+                try:
+                    return future.result(timeout=LOOK_UP_S)
+                except TimeoutError:
+                    _go(job)
+                    if job.degree > 1 and (reason := self._groups.called_off(*job.meeting)):
+                        raise CalledOff(reason) from None
+        finally:
+            future.cancel()
+
+    def _held(self, request_id: str) -> State | None:
+        try:
+            return self._store.get(request_id)
+        except NotHeld:
+            return None
+
+    # The group.
+
+    def _meet(self, job: Job) -> Group:
+        """The order's group, once all members are there.
+
+        Raises:
+            CalledOff: the leader has withdrawn the order, or a member cannot run it.
+            GroupAborted: a member is lost.
+        """
+        check = functools.partial(_go, job)
+        group = self._groups.get(*job.meeting, timeout_s=MEETING_TIMEOUT_S, check=check)
+        job.met = True
+        return group
+
+    def _call_off(self, job: Job, reason: str) -> None:
+        """Tell the others that this member does not come; they may be waiting."""
+        try:
+            self._groups.call_off(*job.meeting, reason)
+        except ConnectionError as error:
+            log.info("the leader is gone", order=job.order.id, why=error)
+
+    def _synchronize(self) -> None:
+        """Wait for the device: what is reported as done must be done."""
+        if self._pipeline.device.type == "cuda":
+            torch.cuda.synchronize(self._pipeline.device)
+
+
+def _go(job: Job) -> None:
+    """Raise if the order is not to begin."""
+    if job.halt is Halt.ABORTED:
+        raise GroupAborted(job.reason, job.lost)
+    if job.halt is not Halt.NONE:
+        raise CalledOff(job.reason)
+
+
+def _goes_on(job: Job, group: Group, step: int) -> bool:
+    """Whether this step is a go. The leader decides as late as it can and tells the others."""
+    if not group.leads:
+        return group.read(f"step {step}", DECISION_TIMEOUT_S) == b"go"
+    go = job.halt is Halt.NONE
+    if group.degree > 1:
+        group.publish(f"step {step}", b"go" if go else b"stop")
+    return go
+
+
+def _image(job: Job) -> ImageSpec:
+    spec = job.order.image
+    guidance = spec.guidance if spec.HasField("guidance") else None
+    return ImageSpec(spec.prompt, spec.width, spec.height, spec.steps, spec.seed, guidance)
+
+
+def _fail(done: pb.OrderDone, error: Exception) -> None:
+    """Say in the report how the order has failed."""
+    done.error = str(error) or type(error).__name__
+    match error:
+        case CalledOff():
+            done.outcome = pb.OUTCOME_RETURNED
+        case GroupAborted():
+            done.outcome = pb.OUTCOME_ABORTED
+            done.lost_slots.extend(error.lost)
+        case StateMissing():
+            done.outcome = pb.OUTCOME_ABORTED
+        case _:
+            done.outcome = pb.OUTCOME_ERROR
+            done.error = f"{type(error).__name__}: {error}"
+            log.exception("order failed", order=done.order_id)
+
+
+def _log(order: pb.Order, done: pb.OrderDone) -> None:
+    fields: dict[str, object] = {
+        "order": order.id,
+        "stage": types.Stage.Name(order.stage).removeprefix("STAGE_").lower(),
+        "degree": len(order.group.members),
+        "outcome": pb.Outcome.Name(done.outcome).removeprefix("OUTCOME_").lower(),
+        "steps_done": done.steps_done,
+        "seconds": done.seconds,
+    }
+    if done.error:
+        fields["why"] = done.error
+    log.info("order done", request=order.request_id, **fields)
