@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,26 +104,49 @@ def load_or_encode(
     return LatentSet(rows, columns, scenes_kept, state["tokens"], state["weights"])
 
 
-def stratified(rows: int, columns: int, stride: int, generator: torch.Generator) -> Tensor:
-    """One random token of each `stride` by `stride` cell: their places in the packed sequence."""
+@dataclass(frozen=True)
+class Sample:
+    """Some image tokens that stand for all: their places in the packed sequence, and for how many each."""
+
+    places: Tensor
+    counts: Tensor
+
+    def attention_bias(self, text: int) -> Tensor | None:
+        """What to add to the scores of `text` + sampled tokens, so that the sample stands for all.
+
+        In the softmax each key counts as often as the tokens it stands for, and a token counts for
+        itself once: the expected attention is that of the whole sequence. None where nothing is left out.
+        """
+        if bool((self.counts == 1).all()):
+            return None
+        bias = torch.zeros(text + len(self.places), text + len(self.places))
+        bias[:, text:] = self.counts.log()
+        bias.diagonal().zero_()
+        return bias
+
+
+def foveate(rows: int, columns: int, window: int, stride: int, generator: torch.Generator) -> Sample:
+    """All tokens of a random `window` by `window` square, and of the rest one in each `stride`-wide cell.
+
+    So a step on a picture of any size costs as much as one on a small picture, and still sees both what
+    goes where and how neighbours fit. A window as large as the grid takes every token.
+    """
     if rows % stride or columns % stride:
         raise ValueError(f"a {columns}x{rows} grid has no whole cells of {stride}x{stride}")
+    high, wide = min(window, rows), min(window, columns)
+    top = int(torch.randint(rows - high + 1, (), generator=generator))
+    left = int(torch.randint(columns - wide + 1, (), generator=generator))
+    near = torch.zeros(rows, columns, dtype=torch.bool)
+    near[top : top + high, left : left + wide] = True
+
     cells = (rows // stride, columns // stride)
     row = torch.arange(cells[0])[:, None] * stride + torch.randint(stride, cells, generator=generator)
     column = torch.arange(cells[1])[None, :] * stride + torch.randint(stride, cells, generator=generator)
-    return (row * columns + column).flatten()
+    far = torch.zeros(rows, columns, dtype=torch.bool)
+    far[row, column] = True
+    far &= ~near
 
-
-def sampling_bias(text: int, sampled: int, tokens: int) -> Tensor | None:
-    """What to add to attention scores where `sampled` of `tokens` image tokens stand for all.
-
-    Each other image token counts for `(tokens - 1) / (sampled - 1)` tokens in the softmax, a token
-    counts for itself once: the expected attention is that of the full sequence. None where all are there.
-    """
-    if sampled == tokens:
-        return None
-    bias = torch.zeros(text + sampled, text + sampled)
-    bias[:, text:] = math.log((tokens - 1) / (sampled - 1))
-    bias[:text, text:] = math.log(tokens / sampled)
-    bias.diagonal().zero_()
-    return bias
+    places = (near | far).flatten().nonzero().flatten()
+    left_out = rows * columns - int(near.sum())
+    counts = torch.where(near.flatten()[places], 1.0, left_out / max(1, int(far.sum())))
+    return Sample(places, counts)

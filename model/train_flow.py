@@ -1,8 +1,7 @@
 """Stage 3: the transformer, by flow matching on cached latents.
 
-Every size is trained from the start at the price of a small one: of a large picture's tokens a random
-few are seen, one in each cell, and the attention scores are corrected for those left out
-(`latents.sampling_bias`). Later phases see all tokens of a picture, for edges that fit together.
+Every size is trained at the price of a small one: of a large picture a random square is seen whole and
+of the rest a few tokens, with the attention corrected for those left out (`latents.foveate`).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from model.attention import ExplicitAttention
 from model.captions import caption, with_unknown_words
-from model.latents import LatentSet, image_ids, sampling_bias, stratified
+from model.latents import LatentSet, foveate, image_ids
 from model.layout import TEXT_LENGTH, build_scheduler, build_transformer
 from model.progress import Stage, set_learning_rate
 from model.train_text import UNKNOWN_SHARE, TextEncoders
@@ -29,11 +28,12 @@ EMA_DECAY = 0.998
 class Phase:
     """What the steps from `start` (share of the run) on are trained with.
 
-    `mix` lists (size, stride, batch, share): pictures of `size`, one token of each `stride`-wide cell.
+    `mix` lists (size, window, stride, batch, share): how the tokens of each size are sampled (`foveate`), how
+    many pictures a step takes and which share of the steps it gets.
     """
 
     start: float
-    mix: tuple[tuple[str, int, int, float], ...]
+    mix: tuple[tuple[str, int, int, int, float], ...]
 
 
 def noise_shift(tokens: int) -> float:
@@ -78,6 +78,7 @@ def flow_loss(
     transformer: FluxTransformer2DModel,
     text: TextEncoders,
     latents: LatentSet,
+    window: int,
     stride: int,
     batch: int,
     random: np.random.Generator,
@@ -94,12 +95,13 @@ def flow_loss(
         pooled, tokens = text.encode(texts)
 
     total = latents.rows * latents.columns
-    places = stratified(latents.rows, latents.columns, stride, generator)
+    sample = foveate(latents.rows, latents.columns, window, stride, generator)
+    places = sample.places
     clean = latents.tokens[picked][:, places].float()
     noise = torch.randn(clean.shape, generator=generator)
     level = noise_levels(batch, total, generator)
     mixed = torch.lerp(clean, noise, level[:, None, None])
-    bias = sampling_bias(TEXT_LENGTH, len(places), total)
+    bias = sample.attention_bias(TEXT_LENGTH)
     extra = None if bias is None else {"attention_mask": bias.to(device)}
     with torch.autocast(device.type, torch.bfloat16):
         velocity = transformer(
@@ -141,29 +143,29 @@ SIZES = {
 }
 PHASES = (
     # The smallest size: what goes where.
-    Phase(0.0, (("128x128", 1, 32, 1.0),)),
-    # All sizes in samples of about 64 tokens: the same at any size.
+    Phase(0.0, (("128x128", 8, 1, 32, 1.0),)),
+    # All sizes, at about 128 tokens a picture.
     Phase(
-        0.25,
+        0.2,
         (
-            ("128x128", 1, 32, 0.35),
-            ("256x256", 2, 32, 0.25),
-            ("384x256", 2, 24, 0.05),
-            ("256x384", 2, 24, 0.05),
-            ("512x512", 4, 32, 0.20),
-            ("1024x1024", 8, 32, 0.10),
+            ("128x128", 8, 1, 32, 0.15),
+            ("256x256", 8, 2, 24, 0.30),
+            ("384x256", 8, 2, 18, 0.05),
+            ("256x384", 8, 2, 18, 0.05),
+            ("512x512", 8, 4, 20, 0.25),
+            ("1024x1024", 8, 8, 20, 0.20),
         ),
     ),
-    # Whole pictures of 256 and denser samples of the large: edges.
+    # Whole pictures of 256 and larger windows: edges.
     Phase(
-        0.8,
+        0.75,
         (
-            ("128x128", 1, 32, 0.10),
-            ("256x256", 1, 12, 0.45),
-            ("384x256", 2, 24, 0.05),
-            ("256x384", 2, 24, 0.05),
-            ("512x512", 2, 12, 0.20),
-            ("1024x1024", 4, 12, 0.15),
+            ("128x128", 8, 1, 32, 0.10),
+            ("256x256", 16, 1, 12, 0.40),
+            ("384x256", 12, 2, 12, 0.05),
+            ("256x384", 12, 2, 12, 0.05),
+            ("512x512", 12, 4, 14, 0.22),
+            ("1024x1024", 12, 8, 14, 0.18),
         ),
     ),
 )
@@ -198,8 +200,8 @@ def train_flow(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         mix = current_phase(phases, step / stage.steps).mix
         shares = np.array([share for *_, share in mix])
-        size, stride, batch, _ = mix[random.choice(len(mix), p=shares / shares.sum())]
-        loss = flow_loss(transformer, text, sets[size], stride, batch, random, generator)
+        size, window, stride, batch, _ = mix[random.choice(len(mix), p=shares / shares.sum())]
+        loss = flow_loss(transformer, text, sets[size], window, stride, batch, random, generator)
         set_learning_rate(optimiser, stage.learning_rate(rate))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)

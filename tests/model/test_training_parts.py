@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.attention import ExplicitAttention
-from model.latents import foreground, image_ids, pack, sampling_bias, stratified, unpack
+from model.latents import foreground, foveate, image_ids, pack, unpack
 from model.layout import build_transformer, build_vae
 from model.progress import Stage, set_learning_rate
 from model.scenes import Jitter, Scene
@@ -35,25 +35,32 @@ def test_packing_is_that_of_the_pipeline(grid: tuple[int, int], channels: int) -
     assert torch.equal(image_ids(rows, columns), ids)
 
 
-@given(cells=grids, stride=st.integers(1, 4), seed=st.integers(0, 99))
-def test_a_sample_has_one_token_of_each_cell(cells: tuple[int, int], stride: int, seed: int) -> None:
+@given(cells=grids, stride=st.integers(1, 4), window=st.integers(1, 8), seed=st.integers(0, 99))
+def test_a_sample_stands_for_every_token(cells: tuple[int, int], stride: int, window: int, seed: int) -> None:
     rows, columns = cells[0] * stride, cells[1] * stride
-    places = stratified(rows, columns, stride, torch.Generator().manual_seed(seed))
-    cell = (places // columns // stride) * cells[1] + places % columns // stride
-    assert torch.equal(cell, torch.arange(cells[0] * cells[1]))
+    sample = foveate(rows, columns, window, stride, torch.Generator().manual_seed(seed))
+    assert len(sample.places.unique()) == len(sample.places)
+    assert sample.places.max() < rows * columns
+    seen_whole = min(window, rows) * min(window, columns)
+    assert (sample.counts == 1).sum() >= seen_whole
+    if len(sample.places) > seen_whole:
+        assert sample.counts.sum().item() == pytest.approx(rows * columns)
+    if window >= max(rows, columns):
+        assert len(sample.places) == rows * columns
+        assert sample.attention_bias(3) is None
 
 
 def test_attention_to_a_sample_stands_for_attention_to_all() -> None:
-    """Where all image tokens are alike, the corrected softmax over 4 of 64 gives the weights over all 64."""
-    text, sampled, tokens = 3, 4, 64
-    text_score, image_score = 0.7, -0.2
-    bias = sampling_bias(text, sampled, tokens)
+    """Where all image tokens are alike, the corrected softmax gives the text the weight it has among all."""
+    text, text_score, image_score = 3, 0.7, -0.2
+    sample = foveate(16, 16, 4, 4, torch.Generator().manual_seed(0))
+    bias = sample.attention_bias(text)
     assert bias is not None
-    scores = torch.tensor([text_score] * text + [image_score] * sampled).expand(text + sampled, -1)
-    on_text = (scores + bias).softmax(-1)[:, :text].sum(-1)
-    full = torch.tensor([text_score] * text + [image_score] * tokens).softmax(-1)[:text].sum()
+    scores = torch.tensor([text_score] * text + [image_score] * len(sample.places))
+    on_text = (scores + bias[:text]).softmax(-1)[:, :text].sum(-1)
+    full = torch.tensor([text_score] * text + [image_score] * 256).softmax(-1)[:text].sum()
     torch.testing.assert_close(on_text, full.expand_as(on_text))
-    assert sampling_bias(text, 64, 64) is None
+    assert not bias.diagonal().any()
 
 
 def test_explicit_attention_equals_the_stock_processor() -> None:
@@ -130,7 +137,7 @@ def test_noise_levels_are_shifted_up_with_the_size() -> None:
 def test_phases_use_sizes_that_are_encoded_and_strides_that_fit() -> None:
     for phase in PHASES:
         assert sum(share for *_, share in phase.mix) == pytest.approx(1)
-        for size, stride, _, _ in phase.mix:
+        for size, _, stride, _, _ in phase.mix:
             assert size in SIZES
             assert all(int(side) // 16 % stride == 0 for side in size.split("x"))
     assert current_phase(PHASES, 0.0) is PHASES[0]
