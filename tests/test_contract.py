@@ -1,0 +1,73 @@
+"""The committed stubs are those of the committed contract, and rooms import only what they may."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STUBS = ROOT / "tetriserve" / "v1"
+MAY_IMPORT = {
+    "tetriserve": {"tetriserve"},
+    "scheduler": {"scheduler", "tetriserve"},
+    "executor": {"executor", "tetriserve", "model"},
+    "bench": {"bench", "scheduler", "tetriserve"},
+    "model": {"model"},
+}
+CORE = {
+    "profile": set[str](),
+    "problem": {"profile"},
+    "placement": {"problem", "profile"},
+    "orders": {"problem", "profile"},
+    "tracking": {"orders", "problem", "profile"},
+    "rounds": {"orders", "placement", "problem", "profile", "tracking"},
+}
+
+
+def test_the_stubs_are_fresh(tmp_path):
+    protos = sorted((ROOT / "protos").rglob("*.proto"))
+    out = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
+    subprocess.run(
+        [sys.executable, "-m", "grpc_tools.protoc", "-I", ROOT / "protos", *out, *protos], check=True
+    )
+    made = {path.name: path.read_text() for path in (tmp_path / "tetriserve" / "v1").iterdir()}
+    kept = {path.name: path.read_text() for path in STUBS.glob("*_pb2*.py*")}
+    assert made == kept, "run `make protos`"
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_imports_point_one_way(room):
+    for path in (ROOT / room).rglob("*.py"):
+        rooms = {name.split(".")[0] for name in imports(path)} & MAY_IMPORT.keys()
+        assert rooms <= MAY_IMPORT[room], path
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_the_core_stands_alone(name):
+    inner = {
+        module.split(".")[1]
+        for module in imports(ROOT / "scheduler" / f"{name}.py")
+        if module.startswith("scheduler.")
+    }
+    assert inner <= CORE[name]
+    outside = {module.split(".")[0] for module in imports(ROOT / "scheduler" / f"{name}.py")}
+    assert not outside & {"asyncio", "grpc", "threading", "time", "torch", "tetriserve"}
+
+
+def test_importing_the_scheduler_or_the_client_brings_no_torch():
+    words = "import sys, scheduler.__main__, tetriserve, tetriserve.cli; print('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "False"
