@@ -71,7 +71,7 @@ def test_the_picture_says_degree_deadline_and_outcome(tmp_path: Path) -> None:
     path = tmp_path / "timeline.svg"
     draw(courses([STATUS, late]), path)
     seen = words(path)
-    assert "2 requests on 2 GPUs, 1 of 2 ended on time, 8.0 GPU-seconds" in seen
+    assert "2 requests on 2 GPUs, 1 of 2 ended on time" in seen
     assert "GPU 0" in seen
     assert "GPU 2" not in seen
     assert "×2" in seen

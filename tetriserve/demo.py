@@ -221,13 +221,13 @@ def report(
         ],
     }
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    draw(courses(statuses), folder / "timeline.png", gpus=cluster.executors)
-    console.print(final_table(wishes))
-    console.print(
-        f"\nSAR {on_time / len(statuses):.2f} ({on_time} of {len(statuses)} on time),"
-        f" {gpu_seconds:.1f} GPU-seconds, {batch_seconds:.1f} s on {cluster.executors} executors,"
-        f" policy {cluster.policy}"
+    summary = (
+        f"SAR {on_time / len(statuses):.2f} ({on_time} of {len(statuses)} on time),"
+        f" {gpu_seconds:.1f} GPU-seconds, {batch_seconds:.1f} s on {cluster.executors} executors, policy {cluster.policy}"
     )
+    draw(courses(statuses), folder / "timeline.png", gpus=cluster.executors, title=summary)
+    console.print(final_table(wishes))
+    console.print(f"\n{summary}")
     console.print(f"Pictures, timeline.png, results.json and logs/ are in {folder}/")
 
 

@@ -243,10 +243,9 @@ def _outcome(course: Course) -> str:
 def _title(courses: Sequence[Course], gpus: int) -> str:
     ended = [course for course in courses if course.finished is not None]
     on_time = sum(course.verdict is Verdict.ON_TIME for course in ended)
-    busy = sum((bar.end - bar.begin) * len(bar.slots) for course in courses for bar in course.bars)
     return (
         f"{len(courses)} request{'s' * (len(courses) != 1)} on {gpus} GPU{'s' * (gpus != 1)},"
-        f" {on_time} of {len(ended)} ended on time, {busy:.1f} GPU-seconds"
+        f" {on_time} of {len(ended)} ended on time"
     )
 
 
