@@ -154,10 +154,14 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Orders to give now, and the ids of requests that are certain to be late."""
+    """Orders to give now, and the ids of requests that are certain to be late.
+
+    `again_at`: plan again then, should nothing happen before; how a policy keeps to rounds of its own.
+    """
 
     assignments: tuple[Assignment, ...] = ()
     late: tuple[str, ...] = ()
+    again_at: float = math.inf
     decision: Decision = field(default_factory=Decision)
 
 
