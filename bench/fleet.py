@@ -1,0 +1,345 @@
+"""Virtual executors: each runs its orders in turn, a group when all its members are free.
+
+They keep what real ones keep, which is what makes faults worth simulating: who holds which request
+at which step. An order begins only where its state can be had, so a core that loses track of a
+request leaves it stuck for all to see.
+"""
+
+import math
+import random
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+from bench.clock import Clock
+from bench.conditions import Conditions, Fault
+from scheduler.orders import Abort, Effect, Give, Order, Outcome, Release, Report, Truncate
+from scheduler.problem import Stage
+from scheduler.profile import Profile
+from scheduler.rounds import Rounds
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """An order from its giving to the last member's report. `step` counts from the request's first."""
+
+    order: Order
+    width: int
+    height: int
+    pending: set[int]
+    step: int
+    begun_at: float = math.nan
+    truncated: bool = False
+    stalled: bool = False  # a member is gone, so that its step never ends
+    errs_on: int | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether its members have met and have its state."""
+        return not math.isnan(self.begun_at)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the executors did. `steps_run` counts by request and step; times in GPU-seconds."""
+
+    switches: int = 0
+    busy_seconds: float = 0.0
+    losses: int = 0
+    steps_lost: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    steps_run: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+
+class Fleet:
+    """Executors in virtual time; `send` takes an event of the core, to be applied at the current time."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        conditions: Conditions,
+        clock: Clock,
+        core: Rounds,
+        send: Callable[[list[Effect]], None],
+    ) -> None:
+        self.tally = Tally()
+        self._profile = profile
+        self._conditions = conditions
+        self._clock = clock
+        self._core = core
+        self._send = send
+        self._random = random.Random(f"fleet {conditions.seed}")
+        self._queues: dict[int, deque[Job]] = {}
+        self._leaving: dict[int, Fault] = {}
+        self._jobs: dict[int, Job] = {}
+        self._blocked: dict[int, Job] = {}
+        self._held: dict[str, dict[int, int]] = defaultdict(dict)
+        self._checkpoints: dict[str, int] = {}
+        self._group: dict[int, tuple[int, ...]] = {}
+        self._lives: dict[int, int] = defaultdict(int)
+        self._last_down: dict[int, float] = {}
+        self._last_up: dict[int, float] = {}
+
+    # What the core says.
+
+    def obey(self, effect: Effect) -> None:
+        """Carry an effect to the executors it is meant for."""
+        match effect:
+            case Give(order):
+                self._give(order)
+            case Truncate(order_id, leader):
+                self._down(leader, lambda: self._truncate(order_id))
+            case Abort(_, slots, _):
+                for slot in slots:
+                    self._down(slot, partial(self._abort, slot, effect))
+            case Release(request_id, slots):
+                for slot in slots:
+                    self._down(slot, partial(self._release, slot, request_id))
+
+    def _give(self, order: Order) -> None:
+        tracked = self._core.requests[order.request_id]
+        if order.from_checkpoint and self._checkpoints.get(order.request_id) != order.first_step:
+            raise RuntimeError(f"{order} is to go on from a checkpoint that is not there")
+        submission = tracked.submission
+        job = Job(order, submission.width, submission.height, set(order.slots), order.first_step)
+        self._jobs[order.id] = job
+        for slot in order.slots:
+            self._down(slot, partial(self._receive, slot, job))
+
+    def _receive(self, slot: int, job: Job) -> None:
+        if slot in self._leaving:
+            self._report(slot, job, Outcome.RETURNED)
+        elif slot in self._queues:
+            self._queues[slot].append(job)
+            self._try(job)
+
+    def _truncate(self, order_id: int) -> None:
+        if job := self._jobs.get(order_id):
+            job.truncated = True
+            self._try(job)
+
+    def _abort(self, slot: int, abort: Abort) -> None:
+        for job in list(self._queues.get(slot, ())):
+            if job.order.epoch < abort.epoch and not set(abort.lost).isdisjoint(job.order.slots):
+                job.stalled = True
+                self._report(slot, job, Outcome.ABORTED if job.begun else Outcome.RETURNED)
+        self._look(slot)
+
+    def _release(self, slot: int, request_id: str) -> None:
+        self._held[request_id].pop(slot, None)
+
+    # Executors come and go.
+
+    def join(self, slot: int) -> None:
+        """A new executor takes the slot."""
+        self._queues[slot] = deque()
+        self._lives[slot] += 1
+        self._up(slot, lambda: self._core.executor_joined(self._clock.now, slot))
+
+    def fail(self, fault: Fault) -> None:
+        """An executor goes, if there is one in that slot that is not about to."""
+        slot, now = fault.slot, self._clock.now
+        if slot not in self._queues or slot in self._leaving:
+            return
+        if fault.clean:
+            self._leaving[slot] = fault
+            self._up(slot, lambda: self._core.executor_leaving(self._clock.now, slot))
+            for job in list(self._queues[slot]):
+                if not job.begun:
+                    self._report(slot, job, Outcome.RETURNED)
+            self._part(slot)
+            return
+        self.tally.losses += 1
+        for job in self._queues[slot]:
+            job.stalled = True
+            job.pending.discard(slot)
+            self._blocked.pop(job.order.id, None)
+            if job.begun:
+                self.tally.busy_seconds += now - job.begun_at
+            if not job.pending:
+                del self._jobs[job.order.id]
+        self._gone(slot, fault, now + fault.detection_s)
+
+    def _part(self, slot: int) -> None:
+        """Let one that leaves go when it has nothing left to do."""
+        if slot in self._leaving and not self._queues[slot]:
+            self._gone(slot, self._leaving.pop(slot), self._clock.now)
+
+    def _gone(self, slot: int, fault: Fault, missed_at: float) -> None:
+        del self._queues[slot]
+        self._group.pop(slot, None)
+        for request_id, held in self._held.items():
+            if slot in held:
+                furthest = max(held.values())
+                del held[slot]
+                safe = max([self._checkpoints.get(request_id, 0), *held.values()])
+                self.tally.steps_lost[request_id] += max(0, furthest - safe)
+        # Behind what it had still said; its successor registers later.
+        missed_at = self._last_up[slot] = max(missed_at, self._last_up.get(slot, 0.0))
+        self._clock.at(missed_at, lambda: self._send(self._core.executor_lost(missed_at, slot)))
+        self._clock.at(missed_at + fault.repair_s, lambda: self.join(slot))
+        self._unblock()
+
+    # Running.
+
+    def _look(self, slot: int) -> None:
+        """Something may have become the head of this queue."""
+        queue = self._queues.get(slot)
+        if queue:
+            self._try(queue[0])
+
+    def _try(self, job: Job) -> None:
+        """Begin a job if its members have all come to it and its state can be had."""
+        order = job.order
+        if job.begun or job.stalled or len(job.pending) < len(order.slots):
+            return
+        for slot in order.slots:
+            queue = self._queues.get(slot)
+            if not queue or queue[0] is not job:
+                return
+        if job.truncated:
+            self._finish(job, Outcome.RETURNED)
+        elif self._has_state(order):
+            self._blocked.pop(order.id, None)
+            self._begin(job)
+        elif self._may_come(order):
+            self._blocked[order.id] = job
+        elif order.stage is Stage.DENOISING and order.first_step == 0:
+            # The beginning can always be made anew.
+            self._begin(job, self._profile.encode())
+        else:
+            self._finish(job, Outcome.ABORTED)
+
+    def _has_state(self, order: Order) -> bool:
+        if order.stage is Stage.ENCODING or order.from_checkpoint:
+            return True
+        held = self._held[order.request_id]
+        return any(held.get(slot) == order.first_step for slot in (*order.holders, *order.slots))
+
+    def _may_come(self, order: Order) -> bool:
+        """Whether one of the holders is still at work on the state."""
+        return any(
+            job.order.request_id == order.request_id
+            and job.order.id < order.id
+            and any(slot in self._queues and slot in job.pending for slot in order.holders)
+            for job in self._jobs.values()
+        )
+
+    def _begin(self, job: Job, lag: float = 0.0) -> None:
+        order, now = job.order, self._clock.now
+        job.begun_at = now
+        if any(self._group.get(slot) != order.slots for slot in order.slots):
+            if len(order.slots) > 1:
+                lag += self._conditions.switch_s
+            self.tally.switches += any(slot in self._group for slot in order.slots)
+            self._group.update(dict.fromkeys(order.slots, order.slots))
+        if self._conditions.error_rate and self._random.random() < self._conditions.error_rate:
+            job.errs_on = self._random.choice(order.slots)
+        if order.stage is not Stage.ENCODING:
+            self._held[order.request_id].update(dict.fromkeys(order.slots, order.first_step))
+        self._clock.at(now + lag + self._seconds(job), lambda: self._advance(job))
+
+    def _seconds(self, job: Job) -> float:
+        """The next step's, or the encoding's or decoding's."""
+        match job.order.stage:
+            case Stage.ENCODING:
+                seconds = self._profile.encode()
+            case Stage.DECODING:
+                seconds = self._profile.decode(job.width, job.height)
+            case _:
+                seconds = self._profile.step(job.width, job.height, len(job.order.slots))
+        cv = self._conditions.step_cv
+        return seconds * max(0.1, self._random.gauss(1.0, cv)) if cv else seconds
+
+    def _advance(self, job: Job) -> None:
+        """A step, an encoding or a decoding has ended."""
+        if job.stalled:
+            return
+        order = job.order
+        if job.errs_on is not None:
+            job.stalled = True
+            for slot in order.slots:
+                self._report(slot, job, Outcome.ERROR if slot == job.errs_on else Outcome.ABORTED)
+            for slot in order.slots:
+                self._look(slot)
+            return
+        if order.stage is Stage.DENOISING:
+            self.tally.steps_run[order.request_id].append(job.step)
+            job.step += 1
+        if order.stage is not Stage.DECODING:
+            self._held[order.request_id].update(dict.fromkeys(order.slots, job.step))
+        if order.stage is Stage.DENOISING:
+            self._up(order.leader, lambda: self._core.step_done(self._clock.now, order.id))
+            if job.step < order.first_step + order.steps and not job.truncated:
+                self._clock.at(self._clock.now + self._seconds(job), lambda: self._advance(job))
+                return
+            self._checkpoint(order.request_id, job.step)
+        self._finish(job, Outcome.OK)
+
+    def _finish(self, job: Job, outcome: Outcome) -> None:
+        for slot in job.order.slots:
+            self._report(slot, job, outcome)
+        for slot in job.order.slots:
+            self._look(slot)
+        self._unblock()
+
+    def _report(self, slot: int, job: Job, outcome: Outcome) -> None:
+        """One member has its last word on a job."""
+        order, now = job.order, self._clock.now
+        if slot not in job.pending:
+            return
+        self._blocked.pop(order.id, None)
+        job.pending.discard(slot)
+        queue = self._queues[slot]
+        if job in queue:
+            queue.remove(job)
+        seconds = now - job.begun_at if job.begun else 0.0
+        self.tally.busy_seconds += seconds
+        if not job.pending:
+            del self._jobs[order.id]
+        step = self._held[order.request_id].get(slot, 0)
+        error = "this order was chosen to fail" if outcome is Outcome.ERROR else ""
+        report = Report(slot, outcome, step, seconds, error)
+        self._up(slot, lambda: self._core.order_done(self._clock.now, order.id, report))
+        self._part(slot)
+
+    def _unblock(self) -> None:
+        for job in list(self._blocked.values()):
+            self._try(job)
+
+    def _checkpoint(self, request_id: str, step: int) -> None:
+        delay = self._conditions.checkpoint_s
+        if delay is None:
+            return
+
+        def arrive() -> None:
+            if step > self._checkpoints.get(request_id, 0):
+                self._checkpoints[request_id] = step
+                self._core.checkpointed(request_id, step)
+
+        self._clock.at(self._clock.now + delay, arrive)
+
+    # Messages, in order in each direction.
+
+    def _down(self, slot: int, action: Callable[[], None]) -> None:
+        if not self._conditions.latency_s:
+            action()
+            return
+        when = self._clock.now + self._random.uniform(0.0, self._conditions.latency_s)
+        when = self._last_down[slot] = max(when, self._last_down.get(slot, 0.0))
+        life = self._lives[slot]
+
+        def arrive() -> None:
+            # What was meant for its predecessor went down with that one's stream.
+            if self._lives[slot] == life:
+                action()
+
+        self._clock.at(when, arrive)
+
+    def _up(self, slot: int, event: Callable[[], Iterable[Effect]]) -> None:
+        when = self._clock.now
+        if self._conditions.latency_s:
+            when += self._random.uniform(0.0, self._conditions.latency_s)
+            when = self._last_up[slot] = max(when, self._last_up.get(slot, 0.0))
+        # Never at once, so that the core is not called while it is being obeyed.
+        self._clock.at(when, lambda: self._send(list(event())))

@@ -1,0 +1,81 @@
+"""A policy that gives whatever may be given, at random, and what must hold of any run."""
+
+import itertools
+import random
+from collections import defaultdict
+
+from bench.simulator import Outcomes
+from scheduler.placement import Blocks
+from scheduler.problem import Assignment, Plan, Problem, Stage
+from scheduler.profile import Profile, StepTime
+from scheduler.tracking import Tracked
+
+SIZES = [(256, 256), (512, 512), (512, 768), (1024, 1024)]
+PROFILE = Profile(
+    [
+        StepTime("step", side, side, degree, 1, (side / 1024) ** 2 * 0.4 / degree**0.7 + 0.01)
+        for side in (256, 512, 1024)
+        for degree in (1, 2, 4, 8)
+    ]
+    + [StepTime("encode", 0, 0, 1, 1, 0.02)]
+    + [StepTime("decode", side, side, 1, 1, (side / 1024) ** 2 * 0.3) for side in (256, 1024)]
+)
+
+
+def chaotic(seed: int):
+    """A policy that gives whatever may be given, at random."""
+
+    def policy(problem: Problem, _budget: float) -> Plan:
+        rng = random.Random(f"{seed} {problem.now}")
+        blocks = Blocks(gpu for gpu in problem.gpus if gpu.free_at <= problem.horizon)
+        ends = {gpu.slot: gpu.free_at for gpu in problem.gpus}
+        assignments = []
+        for request in rng.sample(problem.requests, len(problem.requests)):
+            if request.ready_at > problem.horizon:
+                continue
+            degree = rng.choice(problem.degrees(request))
+            block = blocks.find(degree, request.slots)
+            if block is None or rng.random() < 0.1:
+                continue
+            blocks.take(block)
+            steps = rng.randint(1, request.steps) if request.stage is Stage.DENOISING else 0
+            begin = max(problem.now, request.ready_at, *(ends[slot] for slot in block))
+            end = begin + problem.duration(request, degree, steps)
+            assignments.append(Assignment(request.id, request.stage, block, steps, begin, end))
+        return Plan(tuple(assignments))
+
+    return policy
+
+
+def check_books(outcomes: Outcomes, gpus: int, slip: float = 0.0) -> None:
+    """No order was refused; no two orders overlap on a slot or of a request; late means late.
+
+    Reports and losses may become known `slip` seconds after the fact.
+    """
+    slip += 1e-9
+    assert outcomes.rejected == 0
+    busy = defaultdict(list)
+    for tracked in outcomes.requests:
+        assert tracked.stage.ended
+        assert tracked.flights == []
+        if tracked.stage is Stage.DONE:
+            assert tracked.late == (tracked.finished_at > tracked.deadline)
+        for before, after in itertools.pairwise(tracked.spans):
+            assert before.end <= after.begin + slip
+        for span in tracked.spans:
+            assert set(span.slots) <= set(range(gpus))
+            for slot in span.slots:
+                busy[slot].append((span.begin, span.end))
+    for spans in busy.values():
+        spans.sort()
+        assert all(end <= begin + slip for (_, end), (begin, _) in itertools.pairwise(spans))
+
+
+def check_steps(tracked: Tracked) -> None:
+    """A request without mishaps was encoded, ran every step once and in order, and was decoded."""
+    assert tracked.stage is Stage.DONE
+    kinds = [span.stage for span in tracked.spans]
+    assert kinds[0] is Stage.ENCODING
+    assert kinds[-1] is Stage.DECODING
+    steps = [s for span in tracked.spans for s in range(span.first_step, span.first_step + span.steps)]
+    assert steps == list(range(tracked.submission.steps))
