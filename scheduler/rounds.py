@@ -57,6 +57,7 @@ class Rounds:
         self._version = 0
         self._planned_version = 0
         self._planned_at = -math.inf
+        self._again_at = math.inf
 
     # Events of clients.
 
@@ -81,6 +82,11 @@ class Rounds:
         """A checkpoint after `step` steps has arrived."""
         if tracked := self._active.get(request_id):
             tracked.checkpoint = max(tracked.checkpoint, step)
+            if not tracked.flights and not tracked.holders:
+                # It was to go on from an older one, which may be gone by then.
+                self._rewind(tracked)
+                self._dirty = True
+                self._version += 1
 
     def forget(self, request_id: str) -> bool:
         """Drop a request from memory once it has ended and nothing of it is out; whether it is gone."""
@@ -134,17 +140,24 @@ class Rounds:
         self._epoch += 1
         for tracked in self._active.values():
             tracked.held.pop(slot, None)
-            tracked.holders = tuple(s for s in tracked.holders if s != slot)
-        peers: set[int] = set()
-        effects: list[Effect] = []
-        for flight in list(lost.queue):
-            peers |= flight.pending - {slot}
+            if slot in tracked.holders:
+                tracked.holders = tuple(s for s in tracked.holders if s != slot)
+                if not tracked.flights:
+                    self._rewind(tracked)
+        flights = list(lost.queue)
+        for flight in flights:
             outcome = Outcome.ABORTED if flight.begun else Outcome.RETURNED
-            effects += self._report(now, flight, Report(slot, outcome, error=f"executor {slot} was lost"))
+            seconds = now - flight.begun_at if flight.begun else 0.0
+            report = Report(slot, outcome, seconds=seconds, error=f"executor {slot} was lost")
+            self._note(flight, report)
+        effects: list[Effect] = []
+        peers = {peer for flight in flights for peer in flight.pending}
         for peer in peers:
             self.slots[peer].epoch = self._epoch
         if peers:
-            effects.insert(0, Abort(self._epoch, tuple(sorted(peers)), (slot,)))
+            effects.append(Abort(self._epoch, tuple(sorted(peers)), (slot,)))
+        for flight in flights:
+            effects += self._settle(now, flight)
         return effects + self._touch(now)
 
     def step_done(self, now: float, order_id: int) -> list[Effect]:
@@ -163,7 +176,8 @@ class Rounds:
         flight = self._flights.get(order_id)
         if flight is None or report.slot not in flight.pending:
             return []
-        return self._report(now, flight, report) + self._touch(now)
+        self._note(flight, report)
+        return self._settle(now, flight) + self._touch(now)
 
     def measure(self, now: float, slots: tuple[int, ...]) -> list[Effect]:
         """Give an order to measure step times, which the service fills in."""
@@ -177,6 +191,7 @@ class Rounds:
             return now
         times = [flight.abort_at for flight in self._flights.values()]
         if any(t.next_stage for t in self._active.values()):
+            times.append(self._again_at)
             times += [
                 flight.end - self.config.lead_s
                 for flight in self._flights.values()
@@ -202,6 +217,7 @@ class Rounds:
     def problem(self, now: float) -> Problem | None:
         """What there is to plan now; None where nothing can be: no GPU, no request or no profile."""
         self._dirty, self._planned_at, self._planned_version = False, now, self._version
+        self._again_at = math.inf
         problem = self.snapshot(now)
         for flight in self._flights.values():
             # The very comparison of `wake_at`: else rounding could wake it for ever.
@@ -234,6 +250,7 @@ class Rounds:
     def commit(self, now: float, plan: Plan) -> list[Effect]:
         """Give the plan's orders, but those that events since `problem` have overtaken."""
         self.plans += 1
+        self._again_at = plan.again_at
         effects: list[Effect] = []
         for request_id in plan.late:
             if tracked := self._active.get(request_id):
@@ -257,7 +274,7 @@ class Rounds:
     def _outstanding(self, tracked: Tracked, never: float) -> Request:
         s, flights = tracked.submission, tracked.flights
         ready_at = max((flight.end for flight in flights), default=tracked.arrived_at)
-        if len(flights) >= QUEUE_DEPTH or any(f.abort_at < math.inf for f in flights):
+        if len(flights) >= QUEUE_DEPTH or any(flight.failing for flight in flights):
             ready_at = max(ready_at, never)
         assert tracked.next_stage is not None
         return Request(
@@ -280,7 +297,7 @@ class Rounds:
         return (
             tracked.next_stage is assignment.stage
             and len(tracked.flights) < QUEUE_DEPTH
-            and all(f.abort_at == math.inf for f in tracked.flights)
+            and not any(flight.failing for flight in tracked.flights)
             and (assignment.stage is not Stage.DENOISING or assignment.steps > 0)
             and tracked.next_step + assignment.steps <= tracked.submission.steps
             and len(set(assignment.slots)) == len(slots) > 0
@@ -344,6 +361,7 @@ class Rounds:
             tracked = self._active.get(order.request_id)
             if (
                 flight.begun
+                or flight.reports
                 or any(self.slots[slot].queue[0] is not flight for slot in flight.pending)
                 or (tracked and tracked.flights[0] is not flight)
             ):
@@ -377,20 +395,34 @@ class Rounds:
         if tracked := self._active.get(flight.order.request_id):
             yield from tracked.flights[: tracked.flights.index(flight)]
 
-    def _report(self, now: float, flight: Flight, report: Report) -> list[Effect]:
+    def _note(self, flight: Flight, report: Report) -> None:
+        """A member has reported."""
         flight.pending.discard(report.slot)
         flight.reports.append(report)
         if slot := self.slots.get(report.slot):
             slot.queue.remove(flight)
             slot.busy_seconds += report.seconds
         tracked = self._active.get(flight.order.request_id)
-        if tracked and slot and report.outcome is not Outcome.RETURNED:
+        if tracked and slot and (report.outcome is Outcome.OK or report.steps_done):
+            # Who has failed at step 0 may hold nothing at all.
             tracked.held[report.slot] = report.steps_done
+
+    def _settle(self, now: float, flight: Flight) -> list[Effect]:
+        """Go on after a report: wait for the other members, or see what has become of the order."""
+        if flight.order.id not in self._flights:
+            return []
         if flight.pending:
-            if report.outcome is not Outcome.OK:
+            if flight.failing:
                 flight.abort_at = min(flight.abort_at, now + self.config.grace_s)
             return []
-        return self._resolve(now, flight)
+        tracked = self.requests.get(flight.order.request_id)
+        if tracked and not tracked.stage.ended and tracked.flights[0] is not flight and not flight.failing:
+            # Reports of its predecessor are still on their way from other members.
+            return []
+        effects = self._resolve(now, flight)
+        while tracked and tracked.flights and not tracked.flights[0].pending:
+            effects += self._resolve(now, tracked.flights[0])
+        return effects
 
     def _resolve(self, now: float, flight: Flight) -> list[Effect]:
         """All members have reported."""
@@ -402,8 +434,8 @@ class Rounds:
         tracked.flights.remove(flight)
         seconds = max(report.seconds for report in flight.reports)
         tracked.gpu_seconds += seconds * len(order.slots)
-        if flight.begun:
-            self._close_span(now, tracked, flight)
+        if flight.begun or seconds > 0:
+            self._close_span(now, tracked, flight, seconds)
         if tracked.stage.ended:
             return self._release(tracked, order.slots)
         bad = [report for report in flight.reports if report.outcome is not Outcome.OK]
@@ -414,14 +446,22 @@ class Rounds:
             return self._end(now, tracked, Stage.DONE)
         if order.stage is Stage.DENOISING:
             tracked.steps_done = reached
-        effects = self._release(tracked, set(tracked.held) - set(order.slots))
-        if order.stage is Stage.DENOISING and reached < order.first_step + order.steps:
-            effects += self._withdraw(now, tracked)
+        effects: list[Effect] = []
+        if any(s in self.slots and not self.slots[s].leaving for s in order.slots):
+            # Else the furthest state is about to go with its only holders.
+            effects += self._release(tracked, set(tracked.held) - set(order.slots))
+        if flight.withdrawn or (order.stage is Stage.DENOISING and reached < order.first_step + order.steps):
+            effects += self._withdraw(tracked)
         return [*effects, *self._changed(now, tracked)]
 
-    def _close_span(self, now: float, tracked: Tracked, flight: Flight) -> None:
+    def _close_span(self, now: float, tracked: Tracked, flight: Flight, seconds: float) -> None:
+        order = flight.order
+        if not flight.begun and order.stage:
+            # Over before its predecessor was known to be.
+            span = Span(order.stage, order.slots, order.first_step, order.steps, now - seconds)
+            tracked.spans.append(span)
         for span in reversed(tracked.spans):
-            if span.slots == flight.order.slots and math.isnan(span.end):
+            if span.slots == order.slots and math.isnan(span.end):
                 span.end = now
                 reached = max(report.steps_done for report in flight.reports)
                 span.steps = max(0, min(span.steps, reached - span.first_step))
@@ -434,14 +474,19 @@ class Rounds:
         if tracked.failures >= self.config.attempts:
             tracked.error = worst.error or f"failed {tracked.failures} times"
             return self._end(now, tracked, Stage.FAILED)
-        return self._withdraw(now, tracked) + self._changed(now, tracked)
+        ahead = tracked.flights[-1] if tracked.flights else None
+        if ahead is None or ahead.order.id > flight.order.id or ahead.failing:
+            return self._withdraw(tracked) + self._changed(now, tracked)
+        # What runs before it is sound: only this one is to be planned anew.
+        tracked.next_step, tracked.next_stage = flight.order.first_step, flight.order.stage
+        tracked.holders = ahead.order.slots
+        return self._changed(now, tracked)
 
-    def _withdraw(self, now: float, tracked: Tracked) -> list[Effect]:
+    def _withdraw(self, tracked: Tracked) -> list[Effect]:
         """Take back what is queued ahead; begin again from what is held once all has been reported."""
         effects: list[Effect] = []
         for flight in tracked.flights:
             flight.withdrawn = True
-            flight.abort_at = min(flight.abort_at, now + self.config.grace_s)
             effects.append(Truncate(flight.order.id, flight.order.leader))
         if not tracked.flights:
             self._rewind(tracked)
@@ -478,7 +523,8 @@ class Rounds:
         """Release the state on `slots`, but where an order that is still out needs it."""
         needed = {slot for flight in tracked.flights for slot in flight.pending}
         if not tracked.stage.ended:
-            needed |= {slot for flight in tracked.flights for slot in flight.order.holders}
+            for flight in tracked.flights:
+                needed.update(flight.order.slots, flight.order.holders)
         freed = tuple(sorted(slot for slot in set(slots) - needed if slot in self.slots))
         for slot in freed:
             tracked.held.pop(slot, None)

@@ -4,7 +4,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from scheduler.orders import Order, Report
+from scheduler.orders import Order, Outcome, Report
 from scheduler.problem import Stage
 
 QUEUE_DEPTH = 2
@@ -97,6 +97,11 @@ class Flight:
     def begun(self) -> bool:
         """Whether its executors are at it."""
         return not math.isnan(self.begun_at)
+
+    @property
+    def failing(self) -> bool:
+        """Whether it is known to end badly, or to be taken back."""
+        return self.withdrawn or any(report.outcome is not Outcome.OK for report in self.reports)
 
     def predicted_end(self, now: float) -> float:
         """When a begun flight ends, by its pace so far; never in the past."""
