@@ -1,11 +1,13 @@
-"""Whether a folder is a complete diffusers checkpoint, before gigabytes of it are read."""
+"""Diffusers checkpoints: whether a folder is a complete one, and its models with all of their weights."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from executor.pipelines.base import ModelError
@@ -25,11 +27,50 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = _read_json(folder / "model_index.json")
     if "_class_name" not in index:
         raise ModelError(f"{folder / 'model_index.json'} has no _class_name: not a diffusers pipeline")
-    for name, source in index.items():
-        is_component = isinstance(source, list) and len(source) == 2 and source[0] is not None
-        if is_component and not name.startswith("_"):
-            _check_component(folder / name, of_class=str(source[1]))
+    for name, (_, class_name) in _components(index).items():
+        _check_component(folder / name, class_name)
     return index
+
+
+def load_models(folder: Path, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
+    """All models of a checkpoint that `read_index` has passed, by the name of their folder.
+
+    diffusers and transformers fill up missing weights with random ones and only log it; here that is an
+    error, since every executor would draw another picture.
+
+    Raises:
+        ModelError: weights are missing or do not fit the configuration.
+    """
+    models = {}
+    for name, (library, class_name) in _components(read_index(folder)).items():
+        if not (folder / name / "config.json").exists():
+            continue
+        model_class = getattr(importlib.import_module(library), class_name)
+        model, report = model_class.from_pretrained(
+            folder / name,
+            dtype=dtype,
+            local_files_only=True,
+            # Not ignored, but reported by name.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        for problem in ("missing_keys", "mismatched_keys"):
+            if keys := sorted(map(str, report[problem])):
+                what = problem.removesuffix("_keys")
+                raise ModelError(
+                    f"{folder / name} has {what} weights: {', '.join(keys[:3])} ({len(keys)} in all)"
+                )
+        models[name] = model
+    return models
+
+
+def _components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Library and class of each part of a pipeline that is there."""
+    return {
+        name: (str(source[0]), str(source[1]))
+        for name, source in index.items()
+        if not name.startswith("_") and isinstance(source, list) and len(source) == 2 and source[0]
+    }
 
 
 def _check_component(folder: Path, of_class: str) -> None:

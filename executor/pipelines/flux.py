@@ -27,6 +27,7 @@ from executor.groups import Group
 from executor.image import ImageSpec
 from executor.latents import Condition, State
 from executor.pipelines.base import Limits, Pipeline, check_batch, register
+from executor.pipelines.checkpoint import load_models
 from executor.sharding import Shard
 
 _MAX_SIDE = 4096
@@ -225,5 +226,6 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Pipeline:
     """Load a checkpoint folder in the layout of FLUX.1-dev."""
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    parts = FluxPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    models = load_models(folder, dtype)
+    parts = FluxPipeline.from_pretrained(folder, local_files_only=True, **models)
     return FluxFamily(parts, device, dtype)

@@ -2,8 +2,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from crew import Crew
 from small_models import write
+
+# Cores are shared with the crew.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,233 @@
+"""Model families against diffusers' own pipelines, and checkpoints that cannot be loaded."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+from safetensors.torch import load_file, save_file
+from small_models import write
+
+from executor import attention
+from executor.groups import Group, Groups, Member
+from executor.image import ImageSpec
+from executor.latents import State
+from executor.pipelines import ModelError, Pipeline, base, load
+
+IMAGE = ImageSpec("a red house under a yellow sun", 112, 144, steps=5, seed=11)
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[Group]:
+    """A group of one: this process."""
+    groups = Groups()
+    yield groups.get(1, [Member(0, groups.store_address)], "alone")
+    groups.close()
+
+
+@pytest.fixture(scope="module")
+def four(models) -> Pipeline:
+    return load(models["4 heads"])
+
+
+@pytest.fixture(scope="module")
+def six(models) -> Pipeline:
+    return load(models["6 heads"])
+
+
+def draw(pipeline: Pipeline, image: ImageSpec, group: Group) -> State:
+    state = pipeline.start(image, pipeline.encode(image.prompt))
+    while not state.done:
+        (state,) = pipeline.step([state], group)
+    return state
+
+
+def stock(folder: str, image: ImageSpec, output: str, dtype: torch.dtype = torch.float32):
+    """The same request as diffusers' own FluxPipeline does it."""
+    pipeline = FluxPipeline.from_pretrained(folder, dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    guidance = {} if image.guidance is None else {"guidance_scale": image.guidance}
+    return pipeline(
+        image.prompt,
+        width=image.width,
+        height=image.height,
+        num_inference_steps=image.steps,
+        generator=torch.Generator("cpu").manual_seed(image.seed),
+        max_sequence_length=pipeline.tokenizer_2.model_max_length,
+        output_type=output,
+        **guidance,
+    ).images[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("4 heads", {}),
+        ("4 heads", {"guidance": 1.0, "seed": 2**64 - 1, "steps": 1}),
+        ("4 heads", {"prompt": "", "width": 16, "height": 16}),
+        ("4 heads", {"prompt": "a very long prompt " * 40, "width": 256}),
+        ("6 heads", {"width": 208, "height": 80}),
+    ],
+)
+def test_degree_1_is_the_flux_pipeline_of_diffusers(models, four, six, group, name, changes):
+    image = dataclasses.replace(IMAGE, **changes)
+    pipeline = {"4 heads": four, "6 heads": six}[name]
+    pipeline.check(image)
+    state = draw(pipeline, image, group)
+    assert (state.latent - stock(models[name], image, "latent")).abs().max() <= 1e-5
+    picture = pipeline.decode(state)
+    assert picture.size == (image.width, image.height)
+    assert picture.tobytes() == stock(models[name], image, "pil").tobytes()
+
+
+def test_bfloat16_is_the_flux_pipeline_of_diffusers_too(models, group):
+    state = draw(load(models["4 heads"], dtype=torch.bfloat16), IMAGE, group)
+    assert state.latent.dtype == torch.bfloat16
+    assert torch.equal(state.latent[0], stock(models["4 heads"], IMAGE, "latent", torch.bfloat16))
+
+
+def test_a_seed_is_the_same_noise_however_often(four):
+    condition = four.encode(IMAGE.prompt)
+    torch.manual_seed(1)
+    one = four.start(IMAGE, condition).latent
+    torch.manual_seed(2)
+    assert torch.equal(one, four.start(IMAGE, condition).latent)
+    other = dataclasses.replace(IMAGE, seed=12)
+    assert not torch.equal(one, four.start(other, condition).latent)
+
+
+def test_a_finished_state_takes_no_more_steps(four, group):
+    state = draw(four, dataclasses.replace(IMAGE, steps=1), group)
+    with pytest.raises(ValueError, match="all 1 steps are done"):
+        four.step([state], group)
+    with pytest.raises(ValueError, match="one size"):
+        four.step([], group)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 100}, "width must be a multiple of 16 from 16 to 4096, not 100"),
+        ({"height": 0}, "height must be a multiple of 16"),
+        ({"height": -16}, "height must be a multiple of 16"),
+        ({"width": 4112}, "width must be a multiple of 16 from 16 to 4096, not 4112"),
+        ({"width": 4096, "height": 2048}, r"at most 16384 image tokens, not 32768 \(4096x2048\)"),
+        ({"steps": 0}, "steps must be from 1 to 1000, not 0"),
+        ({"steps": 1001}, "steps must be from 1 to 1000"),
+        ({"seed": -1}, "seed must be from 0 to 18446744073709551615, not -1"),
+        ({"seed": 2**64}, "seed must be from 0"),
+        ({"guidance": -0.5}, "guidance must be from 0 to 100, not -0.5"),
+        ({"guidance": float("nan")}, "guidance must be from 0 to 100, not nan"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_by_field(four, changes, message):
+    with pytest.raises(ValueError, match=message):
+        four.check(dataclasses.replace(IMAGE, **changes))
+
+
+def test_what_is_not_heeded_is_warned_of(four, six):
+    guided, distilled = four, six
+    assert guided.check(dataclasses.replace(IMAGE, guidance=2.0)) == []
+    assert distilled.check(dataclasses.replace(IMAGE, guidance=2.0)) == [
+        "guidance is ignored: this model has it built in"
+    ]
+    long = dataclasses.replace(IMAGE, prompt="sun " * 100)
+    (cut,) = [w for w in guided.check(long) if "T5" in w]
+    assert "the T5 encoder reads 13" in cut
+    assert any("the CLIP encoder reads 77" in w for w in guided.check(long))
+    assert distilled.check(dataclasses.replace(IMAGE, prompt="sun " * 10)) == []
+
+
+def test_limits_and_fingerprint_follow_the_model(four, six, tmp_path):
+    assert (four.family, four.heads, four.limits.max_prompt_tokens) == ("flux", 4, 13)
+    assert (six.heads, six.limits.default_guidance) == (6, None)
+    assert four.fingerprint != six.fingerprint
+    assert load(write(tmp_path / "other seed", "4 heads", seed=9)).fingerprint == four.fingerprint
+
+
+# Checkpoints that cannot be loaded.
+
+
+@pytest.fixture
+def folder(models, tmp_path) -> Path:
+    return Path(shutil.copytree(models["4 heads"], tmp_path / "model"))
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(ModelError) as failure:
+        load(folder)
+    return str(failure.value)
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path):
+    assert "no model folder" in refused(tmp_path / "nowhere")
+    assert "model_index.json is missing" in refused(tmp_path)
+    for text, message in [("{", "cannot read"), ("[]", "not a JSON object"), ("{}", "has no _class_name")]:
+        (tmp_path / "model_index.json").write_text(text)
+        assert message in refused(tmp_path)
+
+
+def test_an_unknown_family(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "KandinskyPipeline"}))
+    assert refused(folder) == "unknown model family 'KandinskyPipeline': there are FluxPipeline"
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "tokenizer_2", "scheduler"])
+def test_a_missing_part(folder, part):
+    shutil.rmtree(folder / part)
+    assert f"{part} is missing" in refused(folder)
+
+
+@pytest.mark.parametrize("part", ["transformer", "scheduler", "tokenizer"])
+def test_an_empty_part(folder, part):
+    for file in (folder / part).iterdir():
+        file.unlink()
+    assert f"{part} has no configuration" in refused(folder)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_2"])
+def test_missing_cut_and_corrupt_weights(folder, part):
+    (weights,) = (folder / part).glob("*.safetensors")
+    whole = weights.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"junk" * 100):
+        weights.write_bytes(damaged)
+        assert f"corrupt weights in {weights}" in refused(folder)
+    weights.unlink()
+    assert f"{part} has no weights" in refused(folder)
+
+
+def test_a_missing_shard(folder):
+    index = {"weight_map": {"a": "shard-1.safetensors", "b": "shard-2.safetensors"}}
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    assert "shard-1.safetensors is missing" in refused(folder)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_2"])
+def test_weights_that_do_not_fit_the_configuration(folder, part):
+    (weights,) = (folder / part).glob("*.safetensors")
+    tensors = load_file(weights)
+    name = next(name for name in tensors if tensors[name].ndim == 2 or part == "vae")
+    save_file({k: v for k, v in tensors.items() if k != name}, weights, {"format": "pt"})
+    assert name in refused(folder)
+    save_file(tensors | {name: torch.zeros(3, 3)}, weights, {"format": "pt"})
+    assert name in refused(folder)
+
+
+def test_attention_backends_are_named():
+    for name in ("cudnn", "flash", "flash3"):
+        with pytest.raises(ValueError, match="needs a CUDA device"):
+            attention.use_backend(name, "cpu")
+    with pytest.raises(ValueError, match="choose one of sdpa, cudnn, flash, flash3"):
+        attention.use_backend("sage", "cpu")
+    attention.use_backend("sdpa", "cpu")
+
+
+def test_families_register_themselves():
+    assert base.loader_for("FluxPipeline")
+    with pytest.raises(ModelError, match="unknown model family"):
+        base.loader_for("Unknown")
