@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from crew import Crew
 from small_models import write
+
+from bench.crew import Crew
 
 # Cores are shared with the crew.
 torch.set_num_threads(1)

@@ -7,10 +7,10 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from crew import COLLECTIVE_TIMEOUT_S, Crew, Failed, Worker
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.crew import COLLECTIVE_TIMEOUT_S, Crew, Failed, Worker
 from executor.groups import CalledOff, Groups, Member, aligned_blocks
 
 

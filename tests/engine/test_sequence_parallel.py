@@ -5,8 +5,8 @@ import time
 
 import pytest
 import torch
-from crew import Crew, Failed, Worker, die
 
+from bench.crew import Crew, Failed, Worker, die
 from executor.image import ImageSpec
 from executor.latents import State, pack, unpack
 

@@ -1,7 +1,7 @@
-"""Real processes that the engine's tests run on, kept alive from test to test so that imports are paid once.
+"""Real processes that hold what an executor holds of the engine, for measurements and tests.
 
-A crew has workers; each holds what an executor holds of the engine: groups, loaded models, states. A
-test sends a function to some of them, all at once, and gets what each returned or raised.
+They are kept alive from job to job, so that imports are paid once. A crew has workers; a job is a
+function sent to some of them, all at once, and each answers with what it returned or raised.
 """
 
 from __future__ import annotations
