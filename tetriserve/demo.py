@@ -223,7 +223,8 @@ def report(
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     summary = (
         f"SAR {on_time / len(statuses):.2f} ({on_time} of {len(statuses)} on time),"
-        f" {gpu_seconds:.1f} GPU-seconds, {batch_seconds:.1f} s on {cluster.executors} executors, policy {cluster.policy}"
+        f" {gpu_seconds:.1f} GPU-seconds, {batch_seconds:.1f} s on {cluster.executors} executors,"
+        f" policy {cluster.policy}"
     )
     draw(courses(statuses), folder / "timeline.png", gpus=cluster.executors, title=summary)
     console.print(final_table(wishes))
@@ -270,8 +271,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _stop_as_interrupted(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    raise KeyboardInterrupt
+def _as_interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    signal.raise_signal(signal.SIGINT)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -292,7 +293,7 @@ def main(
     """
     console = show.console()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop_as_interrupted)
+        signal.signal(number, _as_interrupt)
     out.mkdir(parents=True, exist_ok=True)
     options = ["--model", model] if model else []
     cluster = LocalCluster(

@@ -8,6 +8,7 @@ Leaving the block stops all of them, however it is left; should this process be 
 them too.
 """
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -135,17 +136,18 @@ class LocalCluster:
 
     def stop(self) -> None:
         """Ask every process to stop, executors first so that they can hand back their work; then make it."""
-        scheduler, executors = self.children[:1], self.children[1:]
-        for children in (executors, scheduler):
-            for child in children:
-                child.process.terminate()
-            gives_up_at = time.monotonic() + STOP_GRACE_S
-            for child in children:
-                try:
-                    child.process.wait(max(0.0, gives_up_at - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    child.process.kill()
-                    child.process.wait()
+        try:
+            for children in (self.children[1:], self.children[:1]):
+                gives_up_at = time.monotonic() + STOP_GRACE_S
+                for child in children:
+                    child.process.terminate()
+                for child in children:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        child.process.wait(max(0.0, gives_up_at - time.monotonic()))
+        finally:  # also where somebody loses patience and interrupts
+            for child in self.children:
+                child.process.kill()
+                child.process.wait()
 
     def _spawn(self, name: str, words: Sequence[str]) -> None:
         path = self.folder / "logs" / f"{name}.log"
