@@ -27,6 +27,7 @@ from tetriserve.client import Client
 from tetriserve.errors import Unavailable
 
 STOP_GRACE_S = 10.0
+SETTLE_S = 2.5
 TAIL_LINES = 15
 _PR_SET_PDEATHSIG = 1
 
@@ -53,6 +54,11 @@ class Child:
         """The last lines that it wrote."""
         lines = self.log.read_text(errors="replace").splitlines()
         return "\n".join(lines[-TAIL_LINES:])
+
+    def obituary(self) -> str:
+        """How it ended."""
+        status = self.process.returncode
+        return f"{self.name} ended with status {status}; its log {self.log} ends with:\n{self.log_tail()}"
 
 
 @dataclass
@@ -129,10 +135,16 @@ class LocalCluster:
 
     def check(self) -> None:
         """Raises ChildDied where a process has ended."""
-        for child in self.children:
-            if (status := child.process.poll()) is not None:
-                ending = f"{child.name} ended with status {status}; its log {child.log} ends with:"
-                raise ChildDied(f"{ending}\n{child.log_tail()}")
+        if not self._dead():
+            return
+        # Who ends first need not be the one to blame: without a scheduler executors may end, too.
+        time.sleep(SETTLE_S)
+        dead = self._dead()
+        failed = [child for child in dead if child.process.returncode]
+        raise ChildDied("\n".join(child.obituary() for child in failed or dead))
+
+    def _dead(self) -> list[Child]:
+        return [child for child in self.children if child.process.poll() is not None]
 
     def stop(self) -> None:
         """Ask every process to stop, executors first so that they can hand back their work; then make it."""
