@@ -29,9 +29,12 @@ def checkpoint(cache: Path) -> Path:
 
 
 def _write(folder: Path) -> None:
-    """Write the checkpoint so that nobody ever sees half of it."""
-    from model.layout import write_checkpoint  # imports torch
+    """Write the checkpoint so that nobody ever sees half of it. Imports torch, so not at the top."""
+    from transformers.utils.logging import disable_progress_bar
 
+    from model.layout import write_checkpoint
+
+    disable_progress_bar()
     log.info("writing the built-in model, untrained", folder=folder)
     draft = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
     try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -43,7 +44,7 @@ class Broken(Exception):
 
 
 def run(config: Config) -> None:
-    """Load the model, measure it, then serve until a signal.
+    """Load the model, measure it, then serve until a signal; ends the process.
 
     Raises:
         ValueError, OSError: something in the configuration is wrong.
@@ -60,6 +61,9 @@ def run(config: Config) -> None:
     alone = groups.get(0, [Member(0, groups.store_address)], "start")
     calibration.prepare(alone, [size for size in config.sizes if _can_draw(pipeline, *size)])
     asyncio.run(_serve(config, folder, pipeline, calibration, groups))
+    # Python would take torch apart for seconds, and a computation that is still on its way would crash.
+    logging.shutdown()
+    os._exit(0)
 
 
 async def _serve(
@@ -110,9 +114,6 @@ async def _serve(
     for task in (attending, supervising):
         if task.done() and not task.cancelled():
             task.result()
-    if runner.is_alive():
-        # Nothing can stop a computation on its way; at the interpreter's end it would crash.
-        os._exit(0)
 
 
 async def _supervise(

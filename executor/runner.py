@@ -163,13 +163,15 @@ class Runner(threading.Thread):
         """The request's state at the order's first step.
 
         Raises:
-            CalledOff: the order was withdrawn while the state was waited for.
+            CalledOff: the order was withdrawn, or the one before it has ended early.
             StateMissing: nobody has it.
         """
         order = job.order
         held = self._held(order.request_id)
         if held is not None and held.step == order.first_step:
             return held
+        if held is not None and held.step < order.first_step and self._address in order.holders:
+            raise CalledOff(f"step {order.first_step} was not reached, only {held.step}")
         image = _image(job)
         if order.checkpoint:
             condition = held.condition if held is not None else self._pipeline.encode(image.prompt)
@@ -182,6 +184,7 @@ class Runner(threading.Thread):
             data = self._wait(job, self._courier.fetch(holders, order.request_id, order.first_step))
             if data is not None:
                 return unpack(data, self._pipeline.device)
+        self._check(job)
         if order.first_step > 0:
             raise StateMissing(f"the state at step {order.first_step} is not held by {holders or 'anybody'}")
         # The beginning can always be made anew.
@@ -195,11 +198,15 @@ class Runner(threading.Thread):
                 try:
                     return future.result(timeout=LOOK_UP_S)
                 except TimeoutError:
-                    _go(job)
-                    if job.degree > 1 and (reason := self._groups.called_off(*job.meeting)):
-                        raise CalledOff(reason) from None
+                    self._check(job)
         finally:
             future.cancel()
+
+    def _check(self, job: Job) -> None:
+        """Raise if the order, which has not begun, is not to begin."""
+        _go(job)
+        if job.degree > 1 and (reason := self._groups.called_off(*job.meeting)):
+            raise CalledOff(reason)
 
     def _held(self, request_id: str) -> State | None:
         try:
@@ -272,7 +279,9 @@ def _fail(done: pb.OrderDone, error: Exception) -> None:
         case _:
             done.outcome = pb.OUTCOME_ERROR
             done.error = f"{type(error).__name__}: {error}"
-            log.exception("order failed", order=done.order_id)
+            # What is wrong with a request needs no traceback; what is wrong with us does.
+            if not isinstance(error, ValueError):
+                log.exception("order failed", order=done.order_id)
 
 
 def _log(order: pb.Order, done: pb.OrderDone) -> None:
