@@ -45,7 +45,7 @@ def finish(lineup: Lineup, decision: Decision) -> Plan:
     fill(lineup)
     lineup.widen()
     late = tuple(work.request.id for work in lineup.board.works if work.late)
-    return Plan(lineup.assignments(), late, decision)
+    return Plan(lineup.assignments(), late, decision=decision)
 
 
 def on_time(lineup: Lineup) -> float:
