@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 import grpc
@@ -110,9 +110,12 @@ class Handler(Protocol):
 
 
 class Link:
-    """Keeps the executor registered; `run` returns after `close`, or raises Refused."""
+    """Keeps the executor registered; `run` returns after `close`, or raises Refused.
 
-    def __init__(self, scheduler: str, registration: pb.Registration, handler: Handler) -> None:
+    `registration` is asked for at each registration: what the executor holds and has measured changes.
+    """
+
+    def __init__(self, scheduler: str, registration: Callable[[], pb.Registration], handler: Handler) -> None:
         self._scheduler = scheduler
         self._registration = registration
         self._handler = handler
@@ -125,7 +128,7 @@ class Link:
         async with grpc.aio.insecure_channel(self._scheduler, CHANNEL_OPTIONS) as channel:
             fleet = rpc.FleetServiceStub(channel)
             while not self._closing.is_set():
-                session = self._session = Session(self._registration, fleet)
+                session = self._session = Session(self._registration(), fleet)
                 trouble = await self._attend(session, fleet)
                 if self._closing.is_set():
                     return

@@ -23,7 +23,7 @@ from executor.jobs import Jobs
 from executor.latents import Store
 from executor.link import Link
 from executor.pipelines import Pipeline
-from executor.registration import registration
+from executor.registration import introduction
 from executor.runner import Runner
 from executor.service import Agent, StateService
 from tetriserve.logs import Logger
@@ -82,11 +82,17 @@ async def _serve(
 
     agent = Agent(jobs, groups, store, courier)
     runner = Runner(pipeline, calibration, groups, store, courier, jobs, address)
-    me = registration(
-        pipeline, calibration, folder=folder, address=address, store=groups.store_address, node=config.node
+    introduce = introduction(
+        pipeline,
+        calibration,
+        store,
+        folder=folder,
+        address=address,
+        store=groups.store_address,
+        node=config.node,
     )
-    link = Link(config.scheduler, me, agent)
-    log.info("listening", address=address, store=groups.store_address, model=me.model.name)
+    link = Link(config.scheduler, introduce, agent)
+    log.info("listening", address=address, store=groups.store_address)
 
     told = _signals()
     runner.start()

@@ -2,11 +2,13 @@
 
 import hashlib
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from executor.calibration import Calibration
+from executor.latents import Store
 from executor.pipelines import Pipeline
 from executor.pipelines.base import MAX_STEPS
 from executor.profile_cache import device_name
@@ -17,21 +19,40 @@ DEFAULT_STEPS = 20
 SAMPLE_BYTES = 1 << 16
 
 
-def registration(
-    pipeline: Pipeline, calibration: Calibration, *, folder: Path, address: str, store: str, node: str
-) -> executor_pb2.Registration:
-    """The introduction of an executor that has loaded `folder` and is reached at `address`."""
+def introduction(
+    pipeline: Pipeline,
+    calibration: Calibration,
+    states: Store,
+    *,
+    folder: Path,
+    address: str,
+    store: str,
+    node: str,
+) -> Callable[[], executor_pb2.Registration]:
+    """The introduction, as it is when called, of an executor that has loaded `folder`.
+
+    It is reached at `address`, and the groups that it leads meet at `store`.
+    """
     device = pipeline.device
-    return executor_pb2.Registration(
+    constant = executor_pb2.Registration(
         instance=uuid.uuid4().hex,
         address=address,
         store=store,
         node=node,
         device=device_name(device),
         model=model_info(pipeline, folder),
-        step_times=calibration.known(),
         device_index=device.index or 0 if device.type == "cuda" else None,
     )
+
+    def now() -> executor_pb2.Registration:
+        registration = executor_pb2.Registration()
+        registration.CopyFrom(constant)
+        registration.step_times.extend(calibration.known())
+        for request_id, step in states.held().items():
+            registration.held.add(request_id=request_id, step=step)
+        return registration
+
+    return now
 
 
 def model_info(pipeline: Pipeline, folder: Path) -> scheduler_pb2.ModelInfo:

@@ -295,4 +295,5 @@ def _log(order: pb.Order, done: pb.OrderDone) -> None:
     }
     if done.error:
         fields["why"] = done.error
-    log.info("order done", request=order.request_id, **fields)
+    say = log.debug if done.outcome == pb.OUTCOME_OK else log.info
+    say("order done", request=order.request_id, **fields)

@@ -57,7 +57,13 @@ class Agent:
         self._groups.reset()
 
     def command(self, session: Session, command: pb.JoinResponse) -> None:
-        """Do what the scheduler says."""
+        """Do what the scheduler says; a command that fails must not take the others with it."""
+        try:
+            self._obey(session, command)
+        except Exception:
+            log.exception("command failed", command=command.WhichOneof("command"))
+
+    def _obey(self, session: Session, command: pb.JoinResponse) -> None:
         match command.WhichOneof("command"):
             case "order":
                 self._order(Job(command.order, session))

@@ -152,7 +152,7 @@ async def until(look) -> None:
 def test_a_refused_executor_gives_up(fleet: FakeFleet):
     fleet.refusal = "this cluster serves another model"
     with pytest.raises(Refused, match="another model"):
-        asyncio.run(Link(fleet.address, REGISTRATION, Handler()).run())
+        asyncio.run(Link(fleet.address, lambda: REGISTRATION, Handler()).run())
 
 
 def test_the_link_finds_a_scheduler_that_starts_later_and_one_that_restarts():
@@ -162,7 +162,7 @@ def test_the_link_finds_a_scheduler_that_starts_later_and_one_that_restarts():
 
     async def scenario() -> None:
         handler = Handler()
-        link = Link(f"127.0.0.1:{port}", REGISTRATION, handler)
+        link = Link(f"127.0.0.1:{port}", lambda: REGISTRATION, handler)
         running = asyncio.create_task(link.run())
         await asyncio.sleep(0.3)
         first = await asyncio.to_thread(FakeFleet, port, "first")
@@ -191,7 +191,7 @@ def test_an_image_that_cannot_be_uploaded_ends_the_order_as_aborted(fleet: FakeF
 
     async def scenario() -> None:
         handler = Handler()
-        link = Link(fleet.address, REGISTRATION, handler)
+        link = Link(fleet.address, lambda: REGISTRATION, handler)
         running = asyncio.create_task(link.run())
         await until(lambda: handler.sessions)
         fleet.failing_uploads = 100

@@ -54,7 +54,7 @@ class JoinResponse(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., order: _Optional[_Union[Order, _Mapping]] = ..., truncate: _Optional[_Union[Truncate, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., abort_groups: _Optional[_Union[AbortGroups, _Mapping]] = ...) -> None: ...
 
 class Registration(_message.Message):
-    __slots__ = ("instance", "address", "store", "node", "device", "model", "step_times", "device_index")
+    __slots__ = ("instance", "address", "store", "node", "device", "model", "step_times", "device_index", "held")
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class Registration(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STEP_TIMES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     instance: str
     address: str
     store: str
@@ -71,7 +72,16 @@ class Registration(_message.Message):
     model: _scheduler_pb2.ModelInfo
     step_times: _containers.RepeatedCompositeFieldContainer[StepTime]
     device_index: int
-    def __init__(self, instance: _Optional[str] = ..., address: _Optional[str] = ..., store: _Optional[str] = ..., node: _Optional[str] = ..., device: _Optional[str] = ..., model: _Optional[_Union[_scheduler_pb2.ModelInfo, _Mapping]] = ..., step_times: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., device_index: _Optional[int] = ...) -> None: ...
+    held: _containers.RepeatedCompositeFieldContainer[HeldState]
+    def __init__(self, instance: _Optional[str] = ..., address: _Optional[str] = ..., store: _Optional[str] = ..., node: _Optional[str] = ..., device: _Optional[str] = ..., model: _Optional[_Union[_scheduler_pb2.ModelInfo, _Mapping]] = ..., step_times: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., device_index: _Optional[int] = ..., held: _Optional[_Iterable[_Union[HeldState, _Mapping]]] = ...) -> None: ...
+
+class HeldState(_message.Message):
+    __slots__ = ("request_id", "step")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    step: int
+    def __init__(self, request_id: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class StepTime(_message.Message):
     __slots__ = ("kind", "width", "height", "degree", "batch", "seconds", "cv")
