@@ -1,0 +1,222 @@
+"""Options that several commands share, and the setting that they amount to."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from bench import traces
+from bench.conditions import Conditions
+from bench.runs import DEFAULT_PROFILE, SERVER_CONFIG, Setting, bundled_profiles, profile
+from bench.workloads import MIX_HELP, PROCESSES, STEPS, Workload, mix
+from scheduler import policies
+from scheduler.rounds import Config
+
+F = TypeVar("F", bound=Callable[..., Any])
+POSITIVE = click.FloatRange(min=0, min_open=True)
+NOT_NEGATIVE = click.FloatRange(min=0)
+
+
+class Policy(click.ParamType):
+    """A policy's name, checked by finding it."""
+
+    name = "policy"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            policies.resolve(str(value))
+        except (ValueError, ImportError) as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
+def _parsed(parse: Callable[[str], Any]) -> Callable[..., Any]:
+    """A callback for an option whose text `parse` understands, or refuses with a ValueError."""
+
+    def callback(_context: click.Context, _parameter: click.Parameter, text: str) -> Any:
+        try:
+            return parse(text)
+        except (ValueError, OSError) as error:
+            raise click.BadParameter(str(error)) from None
+
+    return callback
+
+
+def _arrivals(text: str) -> tuple[str, tuple[float, ...] | None]:
+    if text.startswith("trace:"):
+        return "trace", tuple(arrival.at for arrival in traces.load(Path(text.removeprefix("trace:"))))
+    if text in PROCESSES:
+        return text, None
+    raise ValueError(f"{text!r} is none of {', '.join(PROCESSES)} and trace:FILE")
+
+
+def _decisions(text: str) -> tuple[bool, float]:
+    if text == "measured":
+        return True, 0.0
+    seconds = float(text)
+    if seconds < 0:
+        raise ValueError("a decision takes no negative time")
+    return False, seconds
+
+
+def _profile(text: str) -> str:
+    profile(text)
+    return text
+
+
+def _mix(text: str) -> str:
+    mix(text)
+    return text
+
+
+WORKLOAD = [
+    click.option("--mix", default="uniform", callback=_parsed(_mix), help=f"Sizes: {MIX_HELP} (README)."),
+    click.option("--rate", type=POSITIVE, default=12.0, help="Requests a minute, on average."),
+    click.option("--duration", type=POSITIVE, default=1200.0, help="Seconds in which requests arrive."),
+    click.option("--requests", type=click.IntRange(min=1), help="This many requests, however long it takes."),
+    click.option(
+        "--arrivals",
+        default="poisson",
+        metavar="|".join([*PROCESSES, "trace:FILE"]),
+        callback=_parsed(_arrivals),
+        help="When they arrive: at random, in bursts of four times the rate, or as in a trace.",
+    ),
+    click.option(
+        "--trace",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Take requests from a file instead; see bench/README.md for the three formats.",
+    ),
+    click.option("--slo-scale", type=POSITIVE, default=1.0, help="Multiplies every deadline."),
+    click.option(
+        "--deadlines",
+        type=click.Choice(["by-size", "unrelated"]),
+        default="by-size",
+        help="The paper's 1.5, 2, 3 and 5 s by size, or 5 to 20 s whatever the size.",
+    ),
+    click.option(
+        "--weights",
+        type=click.Choice(["equal", "tiers"]),
+        default="equal",
+        help="All requests alike, or 60 % of weight 1, 30 % of 3 and 10 % of 10.",
+    ),
+    click.option("--steps", type=click.IntRange(min=1), default=STEPS, help="Denoising steps of a request."),
+    click.option(
+        "--profile",
+        "profile_name",
+        default=DEFAULT_PROFILE,
+        callback=_parsed(_profile),
+        help=f"Step times: {', '.join(bundled_profiles()) or 'none bundled'}, or a CSV file.",
+    ),
+    click.option("--gpus", type=click.IntRange(min=1), default=8, help="GPUs, all in one node."),
+]
+
+MACHINES = [
+    click.option(
+        "--round", "round_s", type=POSITIVE, default=SERVER_CONFIG.round_s, help="Longest order, s."
+    ),
+    click.option(
+        "--lead",
+        "lead_s",
+        type=NOT_NEGATIVE,
+        default=SERVER_CONFIG.lead_s,
+        help="How long before the end of an order the next one is planned, s.",
+    ),
+    click.option(
+        "--margin",
+        "margin_s",
+        type=NOT_NEGATIVE,
+        default=SERVER_CONFIG.margin_s,
+        help="Kept free before every deadline, s.",
+    ),
+    click.option(
+        "--late",
+        type=click.Choice(["run", "drop"]),
+        default="run",
+        help="What becomes of requests that cannot meet their deadline any more.",
+    ),
+    click.option("--budget", "budget_s", type=POSITIVE, default=0.05, help="Time for one decision, s."),
+    click.option(
+        "--charge-decisions",
+        default="0",
+        metavar="measured|SECONDS",
+        callback=_parsed(_decisions),
+        help="What is decided comes this much later; measured: by the time that deciding took.",
+    ),
+    click.option("--switch-ms", type=NOT_NEGATIVE, default=0.0, help="Cost of a change of group, ms."),
+    click.option("--step-cv", type=NOT_NEGATIVE, default=0.0, help="Coefficient of variation of step times."),
+    click.option("--failure-rate", type=NOT_NEGATIVE, default=0.0, help="Deaths per executor and hour."),
+    click.option("--repair", "repair_s", type=POSITIVE, default=30.0, help="Until a dead one is back, s."),
+    click.option("--failure-seed", type=int, help="Seed of the deaths, if not --seed."),
+]
+
+
+def options(*groups: list[Callable[[F], F]]) -> Callable[[F], F]:
+    """Groups of options as one decorator."""
+
+    def decorate(command: F) -> F:
+        for group in reversed(groups):
+            for option in reversed(group):
+                command = option(command)
+        return command
+
+    return decorate
+
+
+def setting(
+    *,
+    mix: str,
+    rate: float,
+    duration: float,
+    requests: int | None,
+    arrivals: tuple[str, tuple[float, ...] | None],
+    trace: Path | None,
+    slo_scale: float,
+    deadlines: str,
+    weights: str,
+    steps: int,
+    profile_name: str,
+    gpus: int,
+    seed: int,
+    round_s: float = SERVER_CONFIG.round_s,
+    lead_s: float = SERVER_CONFIG.lead_s,
+    margin_s: float = SERVER_CONFIG.margin_s,
+    late: str = "run",
+    budget_s: float = 0.05,
+    charge_decisions: tuple[bool, float] = (False, 0.0),
+    switch_ms: float = 0.0,
+    step_cv: float = 0.0,
+    failure_rate: float = 0.0,
+    repair_s: float = 30.0,
+    failure_seed: int | None = None,
+) -> Setting:
+    """The setting of the options' values."""
+    from bench.workloads import mix as kinds
+
+    process, times = arrivals
+    workload = Workload(
+        kinds(mix),
+        rate=rate,
+        duration=duration if times is None else float("inf"),
+        requests=requests,
+        process=process,
+        times=times,
+        slo_scale=slo_scale,
+        deadlines=deadlines,
+        weights=weights,
+        steps=steps,
+        seed=seed,
+    )
+    measured, decision_s = charge_decisions
+    conditions = Conditions(
+        step_cv=step_cv,
+        switch_s=switch_ms / 1000,
+        decision_s=decision_s,
+        charge_measured=measured,
+        budget_s=budget_s,
+        seed=seed,
+    )
+    config = Config(round_s=round_s, lead_s=lead_s, margin_s=margin_s, drop_late=late == "drop")
+    return Setting(
+        workload, trace, profile_name, gpus, config, conditions, failure_rate, repair_s, failure_seed
+    )

@@ -1,0 +1,90 @@
+"""What a run comes to, as plain data for JSON and tables."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bench.simulator import Arrival, Outcomes
+from scheduler.problem import Stage
+from scheduler.tracking import Tracked
+
+
+def summary(outcomes: Outcomes, arrivals: Sequence[Arrival], gpus: int) -> dict[str, Any]:
+    """Figures of one run.
+
+    SAR (SLO attainment ratio): requests on time / requests with a deadline; the dropped, failed and
+    cancelled are not on time. Latencies are of completed requests. Everything but `decision_ms` is the
+    same for the same inputs.
+    """
+    requests = outcomes.requests
+    labels = {arrival.submission.id: arrival.label for arrival in arrivals}
+    ends = Counter(tracked.stage.value for tracked in requests)
+    latencies = sorted(t.finished_at - t.arrived_at for t in requests if t.stage is Stage.DONE)
+    late = [t.finished_at - t.arrived_at for t in requests if t.stage is Stage.DONE and t.late]
+    hits = sum(map(on_time, requests))
+    tally = outcomes.tally
+    span = outcomes.ended_at
+    milliseconds = sorted(1000 * seconds for seconds in outcomes.decision_seconds)
+    figures: dict[str, Any] = {
+        "requests": len(requests),
+        "on_time": hits,
+        "sar": sar(requests),
+        "sar_weighted": sar(requests, weighted=True),
+        "sar_by_size": _sar_by(requests, lambda t: f"{t.submission.width}x{t.submission.height}"),
+        "ended": dict(sorted(ends.items())),
+        "latency_s": {"mean": _mean(latencies), **quantiles(latencies, (50, 95, 99))},
+        "late_latency_s": {"mean": _mean(late)},
+        "ended_at_s": span,
+        "gpu_seconds": tally.busy_seconds,
+        "gpu_seconds_per_on_time": tally.busy_seconds / hits if hits else None,
+        "gpu_utilisation": tally.busy_seconds / (gpus * span) if span else 0.0,
+        "switches": tally.switches,
+        "executors_lost": tally.losses,
+        "decisions": len(outcomes.decisions),
+        "decision_ms": {
+            **quantiles(milliseconds, (50, 99)),
+            "max": milliseconds[-1] if milliseconds else None,
+        },
+        "decision_sources": dict(sorted(Counter(d.source for d in outcomes.decisions).items())),
+        "solver_statuses": dict(sorted(Counter(d.status for d in outcomes.decisions if d.status).items())),
+        "rejected": outcomes.rejected,
+    }
+    if any(labels.values()):
+        figures["sar_by_class"] = _sar_by(requests, lambda t: labels[t.id])
+    return figures
+
+
+def on_time(tracked: Tracked) -> bool:
+    """Whether the request is done and met its deadline."""
+    return tracked.stage is Stage.DONE and not tracked.late and tracked.deadline < math.inf
+
+
+def sar(requests: Iterable[Tracked], weighted: bool = False) -> float | None:
+    """Share of the requests with a deadline that met it, by number or by weight; None: there are none."""
+    total = met = 0.0
+    for tracked in requests:
+        if tracked.deadline < math.inf:
+            weight = tracked.submission.weight if weighted else 1.0
+            total += weight
+            met += weight * on_time(tracked)
+    return met / total if total else None
+
+
+def quantiles(ascending: Sequence[float], percents: Iterable[int]) -> dict[str, float | None]:
+    """Nearest-rank percentiles by name, such as "p50"; None where there is no value."""
+    return {
+        f"p{p}": ascending[max(0, math.ceil(p / 100 * len(ascending)) - 1)] if ascending else None
+        for p in percents
+    }
+
+
+def _sar_by(requests: Iterable[Tracked], key: Any) -> dict[str, float | None]:
+    groups: dict[str, list[Tracked]] = defaultdict(list)
+    for tracked in requests:
+        groups[key(tracked)].append(tracked)
+    return {name: sar(groups[name]) for name in sorted(groups, key=lambda n: (len(n), n))}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
