@@ -92,6 +92,10 @@ class Blocks:
         """Slots that are not handed out."""
         return {slot for slot in self._layout.slots if self._free >> slot & 1}
 
+    def every(self, degree: int) -> list[tuple[int, ...]]:
+        """All blocks of `degree` slots, free or not, ascending."""
+        return [self._layout.members[block] for block in self._layout.blocks.get(degree, ())]
+
     def available(self, degree: int) -> list[tuple[int, ...]]:
         """The free blocks of `degree` slots, ascending."""
         layout = self._layout

@@ -1,0 +1,77 @@
+"""Static degrees, as baselines: `fixed:K` (as xDiT is deployed) and `rssp` (one degree a resolution).
+
+First come, first served: a request takes its block of GPUs at its first order and keeps it to its last,
+one request at a time. Nobody overtakes the head of the queue, so that wide requests are not starved.
+"""
+
+from collections.abc import Callable
+
+from scheduler.placement import Blocks
+from scheduler.problem import Assignment, Plan, Policy, Problem, Request, Stage
+
+EFFICIENCY = 0.7
+"""Least speed-up per GPU that a resolution's degree must have; gives 1 / 1 / 2 / 8, the paper's degrees
+for RSSP, on step times like those of FLUX.1-dev at 256, 512, 1024 and 2048."""
+
+
+def fixed(argument: str) -> Policy:
+    """Static groups of K GPUs. ValueError: K is no power of two."""
+    degree = int(argument) if argument.isdecimal() else 0
+    if degree < 1 or degree & (degree - 1):
+        raise ValueError(f"fixed:K takes a power of two, not {argument!r}")
+    return _static(lambda problem, _request: min(degree, problem.profile.max_degree))
+
+
+def rssp() -> Policy:
+    """Resolution-specific sequence parallelism: the widest degree that is efficient at the size."""
+    return _static(_efficient)
+
+
+def _efficient(problem: Problem, request: Request) -> int:
+    profile, size = problem.profile, (request.width, request.height)
+    alone = profile.step(*size)
+    return max(k for k in profile.degrees(*size) if alone >= EFFICIENCY * k * profile.step(*size, k))
+
+
+def _static(degree_of: Callable[[Problem, Request], int]) -> Policy:
+    def plan(problem: Problem, _budget_s: float) -> Plan:
+        """Orders for this round."""
+        blocks = Blocks(problem.gpus)
+        free_at = {gpu.slot: gpu.free_at for gpu in problem.gpus}
+        begun = [request for request in problem.requests if request.slots]
+        waiting = [request for request in problem.requests if not request.slots]
+        assignments = []
+        for request in begun:
+            block = _block_of(blocks, request.slots, degree_of(problem, request))
+            if blocks.free.issuperset(block):
+                blocks.take(block)
+            if request.ready_at <= problem.horizon and all(free_at[s] <= problem.horizon for s in block):
+                assignments.append(_assignment(problem, request, block, free_at))
+        for slot in [slot for slot in blocks.free if free_at[slot] > problem.horizon]:
+            blocks.take([slot])
+        for request in sorted(waiting, key=lambda r: (r.arrived_at, r.id)):
+            found = blocks.find(degree_of(problem, request))
+            if found is None:
+                break
+            blocks.take(found)
+            assignments.append(_assignment(problem, request, found, free_at))
+        late = tuple(request.id for request in problem.requests if problem.is_late(request))
+        return Plan(tuple(assignments), late)
+
+    return plan
+
+
+def _block_of(blocks: Blocks, slots: tuple[int, ...], degree: int) -> tuple[int, ...]:
+    """The block that a request has; what is left of it where an executor is gone."""
+    first = slots[0] // degree * degree
+    return next((b for b in blocks.every(degree) if b[0] == first), slots)
+
+
+def _assignment(
+    problem: Problem, request: Request, block: tuple[int, ...], free_at: dict[int, float]
+) -> Assignment:
+    slots = block if request.stage is Stage.DENOISING else block[:1]
+    steps = problem.steps_per_order(request, len(slots))
+    begin = max(problem.now, request.ready_at, *(free_at[slot] for slot in slots))
+    end = begin + problem.duration(request, len(slots), steps)
+    return Assignment(request.id, request.stage, slots, steps, begin, end)
