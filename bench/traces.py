@@ -44,6 +44,8 @@ def load(path: Path) -> list[Arrival]:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadTrace(f"{path}: {error}") from None
+    # Lines that begin with # are comments in every format; blanked, so that numbers stay right.
+    lines = ["" if line.lstrip().startswith("#") else line for line in lines]
     first = next((line.strip() for line in lines if line.strip()), "")
     if first.startswith("{"):
         rows = _json_lines(lines)
@@ -139,7 +141,7 @@ _RENAMED = {
 
 def _calls(lines: list[str]) -> Iterator[Row]:
     for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
+        if not line.strip():
             continue
         try:
             fields = _keywords(line.strip())

@@ -1,0 +1,153 @@
+"""The bound against exhaustive search on tiny traces, and against what policies achieve."""
+
+import functools
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.bound import bound, efficient_degrees
+from bench.simulator import Arrival, Simulation
+from bench.summary import on_time
+from scheduler.policies import resolve
+from scheduler.profile import Profile, StepTime
+from scheduler.tracking import Submission
+
+STEP = {(256, 1): 1.0, (256, 2): 0.75, (512, 1): 3.0, (512, 2): 1.75, (512, 4): 1.0}
+TINY = Profile(
+    [StepTime("step", side, side, degree, 1, seconds) for (side, degree), seconds in STEP.items()]
+    + [StepTime("step", 256, 256, 4, 1, 0.7)]
+)
+
+
+def trace(wanted) -> list[Arrival]:
+    return [
+        Arrival(at, Submission(f"r{i}", side, side, steps, deadline, weight))
+        for i, (at, side, steps, deadline, weight) in enumerate(wanted)
+    ]
+
+
+def exhaustive(arrivals: list[Arrival], gpus: int) -> float:
+    """The most weight on time over all schedules of uninterruptible steps, without regard to places.
+
+    An optimal schedule exists in which every step starts at an arrival or at the end of another step.
+    """
+    requests = [arrival.submission for arrival in arrivals]
+    comes = [arrival.at for arrival in arrivals]
+    due = [arrival.at + arrival.submission.deadline_s for arrival in arrivals]
+
+    @functools.cache
+    def best(now: float, left: tuple[int, ...], busy: tuple[tuple[float, int, int], ...]) -> float:
+        free = gpus - sum(degree for _, _, degree in busy)
+        running = {request for _, request, _ in busy}
+        ready = [
+            i
+            for i, steps in enumerate(left)
+            if steps and comes[i] <= now and i not in running and due[i] > now
+        ]
+        value = 0.0
+        for choice in itertools.product((0, 1, 2, 4), repeat=len(ready)):
+            if sum(choice) > free:
+                continue
+            started = [
+                (now + TINY.step(requests[i].width, requests[i].height, degree), i, degree)
+                for i, degree in zip(ready, choice, strict=True)
+                if degree
+            ]
+            flights = sorted([*busy, *started])
+            times = [t for t, _, _ in flights] + [t for t in comes if t > now]
+            if not times:
+                continue
+            then = min(times)
+            ended = [i for t, i, _ in flights if t <= then]
+            after = tuple(steps - (i in ended) for i, steps in enumerate(left))
+            gained = sum(requests[i].weight for i in ended if after[i] == 0 and then <= due[i] + 1e-9)
+            rest = tuple(flight for flight in flights if flight[0] > then)
+            value = max(value, gained + best(then, after, rest))
+        return value
+
+    return best(0.0, tuple(request.steps for request in requests), ())
+
+
+wanted_tiny = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+        st.sampled_from([256, 512]),
+        st.integers(1, 3),
+        st.sampled_from([1.0, 1.75, 2.0, 3.0, 4.0]),
+        st.sampled_from([1.0, 3.0]),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(wanted_tiny, st.sampled_from([1, 2, 4]))
+def test_never_below_the_best_schedule_there_is(wanted, gpus):
+    arrivals = trace(wanted)
+    assert bound(arrivals, TINY, gpus).weight >= exhaustive(arrivals, gpus) - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "best"),
+    [
+        # Alone and in time; too late even alone.
+        ([(0.0, 256, 2, 2.0, 1.0)], 1, 1.0),
+        ([(0.0, 256, 2, 1.9, 1.0)], 1, 0.0),
+        # Room for one of two; the heavier one counts.
+        ([(0.0, 256, 2, 2.0, 1.0), (0.0, 256, 2, 2.0, 3.0)], 1, 3.0),
+        # Side by side on two GPUs, one after the other with more time.
+        ([(0.0, 256, 2, 2.0, 1.0), (0.0, 256, 2, 2.0, 1.0)], 2, 2.0),
+        ([(0.0, 256, 2, 4.0, 1.0), (0.0, 256, 2, 4.0, 1.0)], 1, 2.0),
+        # Only all GPUs are fast enough for either.
+        ([(0.0, 512, 3, 3.0, 1.0), (0.0, 512, 3, 3.0, 1.0)], 4, 1.0),
+    ],
+)
+def test_is_met_where_fluid_and_steps_agree(wanted, gpus, best):
+    arrivals = trace(wanted)
+    found = bound(arrivals, TINY, gpus)
+    assert found.proven
+    assert found.weight == pytest.approx(best)
+    assert exhaustive(arrivals, gpus) == pytest.approx(best)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 20),
+            st.sampled_from([256, 512]),
+            st.integers(1, 8),
+            st.floats(1, 20),
+            st.sampled_from([1.0, 2.0]),
+        ),
+        min_size=1,
+        max_size=14,
+    ),
+    st.sampled_from([1, 2, 4]),
+)
+def test_no_run_is_above_the_bound(wanted, gpus):
+    arrivals = trace(wanted)
+    outcomes = Simulation(resolve("edf"), TINY, gpus, arrivals).run()
+    achieved = sum(t.submission.weight for t in outcomes.requests if on_time(t))
+    assert achieved <= bound(arrivals, TINY, gpus).weight + 1e-6
+
+
+def test_a_time_limit_only_loosens_it():
+    arrivals = trace([(0.1 * i, 512, 3, 6.0 + i % 5, 1.0) for i in range(40)])
+    in_time = bound(arrivals, TINY, 4)
+    cut_short = bound(arrivals, TINY, 4, time_limit_s=1e-3)
+    assert in_time.weight <= cut_short.weight <= cut_short.total
+
+
+def test_best_effort_requests_do_not_count():
+    arrivals = [Arrival(0.0, Submission("r0", 256, 256, 2, None))]
+    assert bound(arrivals, TINY, 1).sar is None
+
+
+def test_degrees_that_a_mix_beats_are_left_out():
+    assert efficient_degrees({1: 1.0, 2: 0.75, 4: 0.26}) == [1, 4]
+    assert efficient_degrees({1: 1.0, 2: 0.5, 4: 0.3}) == [2, 4]
+    assert efficient_degrees({1: 1.0, 2: 1.2}) == [1]
