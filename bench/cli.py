@@ -1,19 +1,35 @@
 """The command line: `python -m bench simulate --policy edf --mix skewed --rate 12`."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from bench import bound as limits
 from bench import traces
-from bench.options import MACHINES, WORKLOAD, Policy, options, setting
-from bench.runs import run
-from bench.show import show_summary
+from bench.compare import lines
+from bench.options import MACHINES, POSITIVE, WORKLOAD, Policy, options, setting
+from bench.runs import profile, run
+from bench.show import progress_bar, show_bound, show_comparison, show_summary
+from bench.trials import BOUND, Trial, perform_all
 from scheduler import policies
 
 SETTINGS = {"max_content_width": 110, "show_default": True}
 POLICIES = "\b\nPolicies:\n" + "\n".join(f"  {line}" for line in policies.describe().splitlines())
+
+
+def _policies(_context: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        try:
+            policies.resolve(name)
+        except (ValueError, ImportError) as error:
+            raise click.BadParameter(str(error)) from None
+    if len(names) != len(set(names)) or not names:
+        raise click.BadParameter("name each policy once")
+    return names
 
 
 class Commands(click.Group):
@@ -54,6 +70,62 @@ def simulate(policy: str, as_json: bool, **given: Any) -> None:
         click.echo(json.dumps(figures, indent=2))
     else:
         show_summary(figures)
+
+
+@main.command()
+@options(WORKLOAD)
+@seed
+@click.option("--time-limit", type=POSITIVE, default=60.0, help="For each busy period, s; loosens the bound.")
+@as_json
+def bound(time_limit: float, as_json: bool, **given: Any) -> None:
+    """Bound from above what any scheduler could bring in on time, even one that knows the future.
+
+    By weight. A bound for runs without noise in step times.
+    """
+    wanted = setting(**given)
+    found = limits.bound(wanted.arrivals(), profile(wanted.profile), wanted.gpus, time_limit)
+    figures = {"seed": given["seed"], "sar_bound": found.sar, **asdict(found)}
+    if as_json:
+        click.echo(json.dumps(figures, indent=2))
+    else:
+        show_bound(figures)
+
+
+@main.command(epilog=POLICIES)
+@click.option(
+    "--policies",
+    required=True,
+    metavar="A,B,...",
+    callback=_policies,
+    help="Policies to compare; the first is what the others are held against.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=8, help="Runs of each, with seeds --seed and up."
+)
+@click.option("--jobs", type=click.IntRange(min=1), default=2, help="Processes.")
+@click.option("--bound/--no-bound", "with_bound", default=True, help="Show what no scheduler can exceed.")
+@options(WORKLOAD, MACHINES)
+@seed
+@as_json
+def compare(
+    policies: list[str], seeds: int, jobs: int, with_bound: bool, as_json: bool, **given: Any
+) -> None:
+    """Run several policies on the same requests and show the differences.
+
+    Intervals are 95 %, over seeds; differences are taken seed by seed.
+    """
+    wanted = setting(**given)
+    trials = [
+        Trial("", policy, number, wanted)
+        for policy in [*policies, *([BOUND] if with_bound else [])]
+        for number in range(given["seed"], given["seed"] + seeds)
+    ]
+    with progress_bar("runs") as progress:
+        records = perform_all(trials, jobs, progress=progress)
+    if as_json:
+        click.echo(json.dumps(records, indent=2))
+    else:
+        show_comparison(lines(records))
 
 
 @main.command()

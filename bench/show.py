@@ -1,10 +1,14 @@
 """Tables for people."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
+
+from bench.compare import HEADER, LEGEND, Line, cells
 
 _LABELS = {
     "requests": "requests",
@@ -41,6 +45,41 @@ def show_summary(figures: Mapping[str, Any]) -> None:
         if name in figures and figures[name] != {}:
             table.add_row(label, _text(figures[name], name in _SHARES))
     Console().print(table)
+
+
+def show_bound(figures: Mapping[str, Any]) -> None:
+    """Print the bound of one trace."""
+    table = Table(title=f"Bound, seed {figures['seed']}", show_header=False, title_justify="left")
+    table.add_row("SAR at most", _text(figures["sar_bound"], True))
+    table.add_row("on time at most, by weight", f"{figures['weight']:g} of {figures['total']:g}")
+    table.add_row("late even alone", f"{figures['hopeless']:g}")
+    table.add_row("proven", "yes" if figures["proven"] else "no: cut short, it may be lower")
+    table.add_row(
+        "busy periods", f"{figures['periods']}, the largest of {figures['largest_period']} requests"
+    )
+    table.add_row("took, s", _text(figures["seconds"], False))
+    Console().print(table)
+
+
+def show_comparison(lines: Sequence[Line]) -> None:
+    """Print policies side by side."""
+    seeds = lines[0].seeds
+    table = Table(title=f"Means over {seeds} seed{'s' * (seeds != 1)}, 95 % intervals", title_justify="left")
+    for title in HEADER:
+        table.add_column(title, justify="left" if title == HEADER[0] else "right")
+    for line in lines:
+        table.add_row(*cells(line))
+    console = Console()
+    console.print(table)
+    console.print(LEGEND)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error for as long as the context lasts; what it gives takes done and all."""
+    with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _text(value: Any, share: bool) -> str:

@@ -1,0 +1,100 @@
+"""Many runs side by side in processes, each kept as it ends, so that a long series can be resumed."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from bench.bound import bound
+from bench.runs import PROFILES, Setting, profile, run
+
+BOUND = "bound"
+"""What takes a policy's place where the clairvoyant bound is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One policy (or BOUND) in one setting with one seed; `cell` names the setting."""
+
+    cell: str
+    policy: str
+    seed: int
+    setting: Setting
+    bound_limit_s: float = 20.0
+
+    @property
+    def key(self) -> str:
+        """Changes with anything that the result depends on but the code."""
+        path = PROFILES / f"{self.setting.profile}.csv"
+        path = path if path.exists() else Path(self.setting.profile)
+        described = json.dumps(asdict(self), sort_keys=True, default=str)
+        return sha256(described.encode() + path.read_bytes()).hexdigest()[:16]
+
+
+Record = dict[str, Any]
+
+
+def perform(trial: Trial) -> Record:
+    """Run a trial; the record has its figures, and what they belong to."""
+    setting = trial.setting.seeded(trial.seed)
+    if trial.policy == BOUND:
+        found = bound(setting.arrivals(), profile(setting.profile), setting.gpus, trial.bound_limit_s)
+        figures: Record = {**asdict(found), "sar": found.sar, "sar_weighted": found.sar}
+    else:
+        figures = run(trial.policy, setting)
+    return {"key": trial.key, "cell": trial.cell, "policy": trial.policy, "seed": trial.seed, **figures}
+
+
+def perform_all(
+    trials: Sequence[Trial],
+    jobs: int,
+    file: Path | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> list[Record]:
+    """Records of all trials, in their order; those that `file` has already are not run again.
+
+    `progress` is told how many are done, of how many. An interrupted series keeps what has ended.
+    """
+    known = {record["key"]: record for record in _read(file)}
+    missing = [trial for trial in trials if trial.key not in known]
+    progress(len(trials) - len(missing), len(trials))
+    for done, record in enumerate(_in_processes(missing, jobs), len(trials) - len(missing) + 1):
+        known[record["key"]] = record
+        if file is not None:
+            with file.open("a") as out:
+                out.write(json.dumps(record) + "\n")
+        progress(done, len(trials))
+    return [known[trial.key] for trial in trials]
+
+
+def _in_processes(trials: Sequence[Trial], jobs: int) -> Iterator[Record]:
+    if jobs == 1 or len(trials) < 2:
+        yield from map(perform, trials)
+        return
+    # Solvers and linear algebra would each take all cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures: list[Future[Record]] = [pool.submit(perform, trial) for trial in trials]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _read(file: Path | None) -> Iterable[Record]:
+    if file is None or not file.exists():
+        return
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            # The last line of a run that was killed while it wrote.
+            if number < len(file.read_text().splitlines()):
+                raise ValueError(f"{file}, line {number}: not JSON") from None
