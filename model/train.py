@@ -9,6 +9,7 @@ gets the figures of each stage (*.jsonl), loss curves (curves.png) and sample sh
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from model.train_flow import PHASES, SIZES, train_flow
 from model.train_text import TextEncoders, train_text
 from model.train_vae import train_decoder, train_vae
 
+CHECKSUMS = "SHA256SUMS"
 STAGES = ("vae", "text", "decoder", "flow")
 
 
@@ -45,7 +47,7 @@ class Plan:
 
 
 FULL = Plan(vae=2200, text=450, decoder=3000, flow=12000, scenes=1.0, test_every=500, test_prompts=24)
-QUICK = Plan(vae=40, text=30, decoder=10, flow=30, scenes=0.01, test_every=15, test_prompts=2)
+QUICK = Plan(vae=30, text=20, decoder=6, flow=20, scenes=0.0, test_every=20, test_prompts=2)
 
 
 def assemble(vae: AutoencoderKL, text: TextEncoders, transformer: FluxTransformer2DModel) -> FluxPipeline:
@@ -68,7 +70,7 @@ def latent_sets(folder: Path, vae: AutoencoderKL, plan: Plan, *, seed: int) -> d
     sets = {}
     for name, count in SIZES.items():
         width, height = parse_size(name)
-        wanted = max(8, round(count * plan.scenes))
+        wanted = max(4, round(count * plan.scenes))
         sets[name] = load_or_encode(
             folder, vae, height // TOKEN_PIXELS, width // TOKEN_PIXELS, wanted, seed=seed
         )
@@ -116,8 +118,15 @@ def plot_curves(work: Path) -> None:
 
 
 def export(pipeline: FluxPipeline, folder: Path) -> None:
-    """Write the checkpoint in half precision, which is how it is shipped."""
+    """Write the checkpoint in half precision, which is how it is shipped, with its checksums."""
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    sums = {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != CHECKSUMS
+    }
+    # The format of `sha256sum --check`.
+    (folder / CHECKSUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
 
 
 def train(work: Path, out: Path, plan: Plan, *, seed: int, device: torch.device) -> FluxPipeline:

@@ -1,0 +1,46 @@
+"""The whole training in small: from nothing to a checkpoint, stopped and started again on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.evaluate import load, make_pictures
+from model.train import STAGES
+
+
+def run(work: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "model.train", "--work", str(work), "--out", str(out), "--quick"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, text=True, capture_output=True, check=False, timeout=280)
+
+
+@pytest.mark.timeout(600)
+def test_quick_training_makes_a_checkpoint_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    work, out = tmp_path / "work", tmp_path / "out"
+    first = run(work, out)
+    assert first.returncode == 0, first.stderr
+    for stage in STAGES:
+        lines = [json.loads(line) for line in (work / f"{stage}.jsonl").read_text().splitlines()]
+        assert lines, stage
+        assert f"{stage} {lines[-1]['step']}/" in first.stdout
+    scores = [line for line in lines if "all" in line]
+    assert scores
+    assert 0 <= scores[-1]["all"] <= 1
+    assert (work / "curves.png").stat().st_size > 0
+    assert list(work.glob("sheet-*.png"))
+
+    [picture] = make_pictures(load(out), ["a red house"], 128, 128, steps=2)
+    assert picture.shape == (128, 128, 3)
+
+    # Everything is done, so a second run trains nothing and writes the same checkpoint.
+    weights = (out / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    again = run(work, out)
+    assert again.returncode == 0, again.stderr
+    assert "vae 30/30" not in again.stdout
+    assert (out / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
