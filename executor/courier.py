@@ -37,9 +37,9 @@ class Courier:
         self._checkpoints: dict[str, tuple[Job, int, Callable[[], bytes]]] = {}
         self._sending: asyncio.Task[None] | None = None
 
-    def fetch(self, holders: Sequence[str], request_id: str, step: int) -> "Future[bytes | None]":
-        """The packed state after `step` steps from the first holder that has it; None where none has."""
-        return asyncio.run_coroutine_threadsafe(self._fetch(holders, request_id, step), self._loop)
+    def fetch(self, job: Job, holders: Sequence[str]) -> "Future[bytes | None]":
+        """The packed state at the order's first step from the first holder that has it; None: none has."""
+        return asyncio.run_coroutine_threadsafe(self._fetch(job.order, holders), self._loop)
 
     def image(self, job: Job, image: Image.Image, done: pb.OrderDone) -> None:
         """Upload the finished picture as a PNG, then report the order as done."""
@@ -65,8 +65,8 @@ class Courier:
         for channel in self._peers.values():
             await channel.close(None)
 
-    async def _fetch(self, holders: Sequence[str], request_id: str, step: int) -> bytes | None:
-        request = pb.FetchStateRequest(request_id=request_id, step=step)
+    async def _fetch(self, order: pb.Order, holders: Sequence[str]) -> bytes | None:
+        request = pb.FetchStateRequest(request_id=order.request_id, step=order.first_step, order_id=order.id)
         for address in holders:
             if address not in self._peers:
                 self._peers[address] = grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
@@ -74,7 +74,7 @@ class Courier:
                 call = rpc.ExecutorServiceStub(self._peers[address]).FetchState(request)
                 return b"".join([part.chunk async for part in call])
             except grpc.aio.AioRpcError as error:
-                log.info("state not fetched", request=request_id, step=step, holder=address,
+                log.info("state not fetched", request=order.request_id, step=order.first_step, holder=address,
                          why=f"{error.code().name}: {error.details()}")  # fmt: skip
                 if error.code() is grpc.StatusCode.UNAVAILABLE:
                     await self._peers.pop(address).close(None)

@@ -178,7 +178,11 @@ class Group:
             raise
 
     def abort(self, reason: str, lost: Sequence[int] = ()) -> None:
-        """End the group: whoever is blocked in it, here or at a peer, fails at once. Any thread."""
+        """End the group. Any thread.
+
+        What blocks in it here fails at once, and so does a peer that waits for this member; a peer that
+        waits for another one fails when that one has.
+        """
         with self._lock:
             if not self._aborted:
                 self._aborted = GroupAborted(f"{self.name} was aborted: {reason}", lost)

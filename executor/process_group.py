@@ -5,9 +5,9 @@ with any of them. Here each process is a world of its own, and a group is what i
 name. That is private API of torch; all of it is in this file, and torch is pinned.
 
 Two more things that torch does not offer for gloo are done through the sockets of a group, which this
-module knows: `Link.cut` fails whatever blocks in the group, on this member and on all others, within
-milliseconds (gloo's own `abort` and `shutdown` leave a blocked collective blocked), and `Link.broken`
-says whether a peer is gone without taking part in anything.
+module knows: `Link.cut` fails within milliseconds what blocks in the group on this member, or on another
+that waits for it (gloo's own `abort` and `shutdown` leave a blocked collective blocked), and `Link.broken`
+says whether a peer is gone, without taking part in anything.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Link:
         return any(_at_end(s) for s in self._sockets)
 
     def cut(self) -> None:
-        """Fail what blocks in this group, here and at every peer. Any thread, any number of times.
+        """Fail what blocks in this group here, or waits for this member. Any thread, any number of times.
 
         On gloo it takes milliseconds. On NCCL it aborts the communicator, which has been seen to hang
         where a kernel is stuck: do not call it from a thread that must answer.

@@ -181,7 +181,7 @@ class Runner(threading.Thread):
             return state
         holders = [address for address in order.holders if address != self._address]
         if holders:
-            data = self._wait(job, self._courier.fetch(holders, order.request_id, order.first_step))
+            data = self._wait(job, self._courier.fetch(job, holders))
             if data is not None:
                 return unpack(data, self._pipeline.device)
         self._check(job)

@@ -155,9 +155,13 @@ class StateService(rpc.ExecutorServiceServicer):
     def _wait(self, request: pb.FetchStateRequest, given_up: threading.Event) -> bytes:
         while True:
             # Looked up first: an order that ends in between leaves its state in the store.
-            awaited = any(job.order.request_id == request.request_id for job in self._jobs.all())
+            orders = [job.order for job in self._jobs.all()]
+            # Only orders before the asking one count: two that waited for each other would never end.
+            awaited = any(o.request_id == request.request_id and o.id < request.order_id for o in orders)
+            more_to_come = not any(o.id >= request.order_id for o in orders)
+            patience = GRACE_S if awaited or more_to_come else 0.0
             try:
-                return pack(self._store.wait(request.request_id, request.step, GRACE_S))
+                return pack(self._store.wait(request.request_id, request.step, patience))
             except TimeoutError as error:
                 if not awaited or given_up.is_set():
                     raise NotHeld(str(error)) from None

@@ -254,12 +254,14 @@ class UploadResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class FetchStateRequest(_message.Message):
-    __slots__ = ("request_id", "step")
+    __slots__ = ("request_id", "step", "order_id")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    ORDER_ID_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     step: int
-    def __init__(self, request_id: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
+    order_id: int
+    def __init__(self, request_id: _Optional[str] = ..., step: _Optional[int] = ..., order_id: _Optional[int] = ...) -> None: ...
 
 class FetchStateResponse(_message.Message):
     __slots__ = ("chunk",)
