@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tetriserve import AlreadyExists, Client, RequestEnded
-from tetriserve.demo import PICTURES
+from tetriserve.batch import PICTURES
 from tetriserve.local import LocalCluster, NotReady
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc for orphans")
@@ -116,10 +116,13 @@ def test_the_demo_serves_its_batch_and_leaves_nothing_running(tmp_path: Path) ->
     assert {path.name for path in (run.out / "logs").iterdir()} >= {"scheduler.log", "executor-0.log"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_stops_everything(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [(signal.SIGINT, "waiting for executors"), (signal.SIGINT, "denoising"), (signal.SIGTERM, "denoising")],
+)
+def test_an_interrupted_demo_stops_everything(tmp_path: Path, number: int, moment: str) -> None:
     run = Run(tmp_path / "out")
-    run.read_until("denoising")
+    run.read_until(moment)
     run.process.send_signal(number)
     output = run.finish()
     assert run.process.returncode == 130

@@ -1,18 +1,16 @@
 """The whole system on this machine, end to end: `python -m tetriserve.demo`, or `make run`.
 
-Starts a scheduler and an executor a core, asks for a mixed batch of images through the Python client,
-shows how they come along, and leaves pictures, a timeline and results in out/.
+Starts a scheduler and an executor a core, asks for a mixed batch of images (batch.py) through the
+Python client, shows how they come along, and leaves pictures, a timeline and results in out/.
 """
 
 import asyncio
 import json
 import os
-import random
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -25,77 +23,13 @@ from rich.text import Text
 
 from tetriserve import show
 from tetriserve.as_json import status_json
+from tetriserve.batch import PICTURES, Wish, plan, warm_up
 from tetriserve.client import AsyncClient, Client
 from tetriserve.errors import RequestEnded, TetriServeError
 from tetriserve.local import ChildDied, LocalCluster, NotReady
 from tetriserve.quantities import show_duration
 from tetriserve.timeline import courses, draw
-from tetriserve.types import Quote, RequestStatus, Stage, Verdict
-
-# Prompt, size and steps; sizes large and small, wide and tall, by turns.
-PICTURES = (
-    ("a red house under a yellow sun", (512, 512), 20),
-    ("a blue boat on the sea at dusk", (768, 512), 16),
-    ("a green tree on the left of the hills by day", (256, 256), 12),
-    ("a white moon over a purple house at night", (512, 768), 14),
-    ("a yellow car on the sand under a bright sun", (384, 256), 24),
-    ("a white boat on the right, the sea by night", (640, 640), 16),
-    ("a red car on green hills at dusk", (512, 384), 10),
-    ("a purple tree by the sea, full moon", (256, 384), 20),
-    ("a blue house on the sand by day", (768, 768), 10),
-    ("a green boat on a blue sea, sunny sky", (512, 512), 8),
-    ("a white car at midnight in the desert", (384, 640), 18),
-    ("a red tree near a white house at sunset", (768, 384), 12),
-    ("a yellow boat under the moon", (256, 256), 28),
-    ("a purple house on a grassy hill at sunset", (640, 384), 14),
-)
-BATCH_SECONDS = 60.0  # aimed at; on a slow machine the pictures get fewer steps for it
-LOAD = 0.75  # of the machine, by arrivals
-TIGHTEST, LOOSEST = 1.4, 4.0  # deadlines, times what the image takes on an idle cluster
-
-
-@dataclass(slots=True)
-class Wish:
-    """An image that the demo asks for, `arrival` seconds after the batch begins."""
-
-    number: int
-    prompt: str
-    size: tuple[int, int]
-    steps: int
-    arrival: float
-    deadline: float
-    tracked: show.Tracked | None = None
-    status: RequestStatus | None = field(default=None)
-    """When it has ended, with spans."""
-
-    @property
-    def file(self) -> str:
-        """Name of its picture."""
-        words = "-".join(self.prompt.replace(",", "").split()[:5])
-        return f"{self.number:02d}-{words}-{self.size[0]}x{self.size[1]}.png"
-
-
-def plan(client: Client, count: int, executors: int, seed: int) -> list[Wish]:
-    """`count` wishes with arrivals and deadlines that suit the machine, by the scheduler's quotes."""
-    rng = random.Random(seed)
-    pictures = [PICTURES[i % len(PICTURES)] for i in range(count)]
-    quotes = [client.quote(size, steps=steps, prompt=prompt) for prompt, size, steps in pictures]
-    share = min(1.0, BATCH_SECONDS * LOAD / _busy_seconds(quotes, executors))
-    if share < 1:
-        pictures = [(prompt, size, max(2, int(steps * share))) for prompt, size, steps in pictures]
-        quotes = [client.quote(size, steps=steps, prompt=prompt) for prompt, size, steps in pictures]
-    gap = _busy_seconds(quotes, executors) / LOAD / count
-    wishes, arrival = [], 0.0
-    for number, ((prompt, size, steps), quote) in enumerate(zip(pictures, quotes, strict=True), 1):
-        deadline = quote.alone * rng.uniform(TIGHTEST, LOOSEST)
-        wishes.append(Wish(number, prompt, size, steps, arrival, deadline))
-        arrival += rng.expovariate(1 / gap)
-    return wishes
-
-
-def _busy_seconds(quotes: Sequence[Quote], executors: int) -> float:
-    """How long all executors together are busy with all of it."""
-    return sum(quote.gpu_seconds for quote in quotes) / executors
+from tetriserve.types import Stage, Verdict
 
 
 async def serve(cluster: LocalCluster, wishes: Sequence[Wish], folder: Path, console: Console) -> None:
@@ -240,9 +174,13 @@ def run(cluster: LocalCluster, count: int, seed: int, folder: Path, console: Con
     )
     with cluster:
         _wait_ready(cluster, console)
-        console.print(f"Ready after {time.monotonic() - began:.1f} s; asking for {count} images\n")
+        console.print(f"Ready after {time.monotonic() - began:.1f} s; warming up")
         with Client(cluster.target) as client:
-            wishes = plan(client, count, cluster.executors, seed)
+            slowness = warm_up(client, cluster.executors)
+            if slowness > 1.2:
+                console.print(f"Steps take {slowness:.1f} times what was measured: the machine is busy")
+            wishes = plan(client, count, cluster.executors, seed, slowness)
+        console.print(f"Asking for {count} images\n")
         batch_began = time.monotonic()
         asyncio.run(serve(cluster, wishes, folder, console))
         report(wishes, cluster, folder, time.monotonic() - batch_began, console)
