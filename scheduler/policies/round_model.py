@@ -66,7 +66,7 @@ class Solution:
 class _Option:
     work: Work
     degree: int
-    end: float  # of the order, or when the request could begin after the round
+    end: float  # of the order, or when a request that waits could go on
     steps: int  # left after it
     rest: float  # GPU-seconds of those, at least
 
@@ -99,32 +99,40 @@ def _options(board: Board, work: Work) -> list[_Option]:
     if work.late or not work.has_deadline:
         return []
     problem = board.problem
-    ends = problem.now + problem.round_s
-    free = board.free.bit_count()
-    found = []
-    if work.stage is Stage.DECODING:
-        if board.startable(work) and free:
-            found.append(_Option(work, 0, max(work.ready, problem.now), 0, 0.0))
-        if max(work.ready, ends) <= work.due + TOLERANCE:
-            found.append(_Option(work, 0, max(work.ready, ends), 0, 0.0))
-        return found[:1]
+    begin, ends = max(work.ready, problem.now), problem.now + problem.round_s
     encode = work.encode if work.stage is Stage.ENCODING else 0.0
-    waits = [(0, max(work.ready, ends) + encode, work.steps)]
-    if board.startable(work):
-        begin = max(work.ready, problem.now)
-        if work.stage is Stage.ENCODING:
-            waits.append((0, begin + encode, work.steps))
+    # Who waits goes on at the next event, which may come before the round is over.
+    forms = [(0, max(begin, _next_event(board)) + encode, work.steps)]
+    if board.startable(work) and board.free:
+        if work.stage is not Stage.DENOISING:
+            # On one GPU and short: taken as free of charge, so that the model stays a relaxation.
+            forms = [(0, begin + encode, work.steps)]
         else:
             for degree in work.ladder.degrees:
-                if degree <= free:
-                    step = work.ladder.step[degree]
-                    steps = min(work.steps, max(1, math.ceil((ends - begin) / step - TOLERANCE)))
-                    waits.append((degree, begin + steps * step, work.steps - steps))
-    for degree, end, steps in waits:
+                step = work.ladder.step[degree]
+                steps = min(work.steps, max(1, math.ceil((ends - begin) / step - TOLERANCE)))
+                forms.append((degree, begin + steps * step, work.steps - steps))
+    found = []
+    for degree, end, steps in forms:
         mix = work.ladder.cheapest(steps, work.due - end)
         if mix is not None:
             found.append(_Option(work, degree, end, steps, mix.gpu_seconds))
     return found
+
+
+def _next_event(board: Board) -> float:
+    """The earliest time after now at which the next round can be planned."""
+    now, horizon = board.problem.now, board.problem.horizon
+    ends = [now + board.problem.round_s]
+    ends += [free_at for slot in board.layout.slots if (free_at := board.free_at[slot]) > horizon]
+    for work in board.works:
+        if not board.startable(work):
+            ends.append(work.ready)
+        elif work.stage is Stage.DENOISING:
+            ends.append(now + work.ladder.fastest)
+        else:
+            ends.append(now + (work.encode if work.stage is Stage.ENCODING else work.decode))
+    return max(now, min(ends))
 
 
 def _one_choice_each(options: list[_Option]) -> list[Row]:
@@ -170,6 +178,8 @@ def _used_by(option: _Option, due: float, ends: float) -> float:
     """GPU-seconds between the end of the round and `due` that the option needs at least."""
     work = option.work
     over = option.degree * max(0.0, min(option.end, due) - ends)
+    # What begins before the round is over may use GPUs that this row does not count.
+    over -= work.ladder.widest * max(0.0, ends - option.end)
     if work.due <= due + TOLERANCE:
         return over + option.rest
     # What is not due yet can wait for as long as the fastest degree makes up for it.
