@@ -79,6 +79,9 @@ class Simulation:
         """Run until every request has ended and every order has been reported."""
         clock, core = self._clock, self._core
         while len(self._ended) < self._expected or core.busy:
+            if clock.next_at <= clock.now:
+                clock.step()
+                continue
             wake = math.inf if self._planning else core.wake_at(clock.now)
             if clock.next_at <= wake:
                 if clock.next_at == math.inf:

@@ -273,16 +273,22 @@ class Rounds:
 
     def _outstanding(self, tracked: Tracked, never: float) -> Request:
         s, flights = tracked.submission, tracked.flights
+        steps = s.steps - tracked.next_step if tracked.next_stage is not Stage.DECODING else 0
+        waiting = (tracked.next_stage, steps, tracked.holders, tracked.arrived_at)
+        seen = tracked.seen
+        if seen and not flights and (seen.stage, seen.steps, seen.slots, seen.ready_at) == waiting:
+            # Most of a long queue only waits: what planning saw last time will do.
+            return seen
         ready_at = max((flight.end for flight in flights), default=tracked.arrived_at)
         if len(flights) >= QUEUE_DEPTH or any(flight.failing for flight in flights):
             ready_at = max(ready_at, never)
         assert tracked.next_stage is not None
-        return Request(
+        tracked.seen = Request(
             id=s.id,
             width=s.width,
             height=s.height,
             stage=tracked.next_stage,
-            steps=s.steps - tracked.next_step if tracked.next_stage is not Stage.DECODING else 0,
+            steps=steps,
             ready_at=ready_at,
             arrived_at=tracked.arrived_at,
             deadline=tracked.deadline,
@@ -290,6 +296,7 @@ class Rounds:
             slots=tracked.holders,
             drop_late=self._drops_late(tracked),
         )
+        return tracked.seen
 
     def _holds(self, tracked: Tracked, assignment: Assignment) -> bool:
         """Whether the assignment can still become an order."""

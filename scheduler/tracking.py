@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from scheduler.orders import Order, Outcome, Report
-from scheduler.problem import Stage
+from scheduler.problem import Request, Stage
 
 QUEUE_DEPTH = 2
 """Orders that an executor, or a request, can have at once: the running one and one ahead."""
@@ -58,6 +58,7 @@ class Tracked:
     holders: tuple[int, ...] = ()
     held: dict[int, int] = field(default_factory=dict)  # slot -> steps done there
     flights: "list[Flight]" = field(default_factory=list)
+    seen: Request | None = None  # by planning, last time
 
     @classmethod
     def new(cls, submission: Submission, arrived_at: float) -> "Tracked":
