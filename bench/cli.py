@@ -10,6 +10,7 @@ import click
 from bench import bound as limits
 from bench import traces
 from bench.compare import lines
+from bench.matrix import GROUPS
 from bench.options import MACHINES, POSITIVE, WORKLOAD, Policy, options, setting
 from bench.runs import profile, run
 from bench.show import progress_bar, show_bound, show_comparison, show_summary
@@ -30,6 +31,10 @@ def _policies(_context: click.Context, _parameter: click.Parameter, text: str) -
     if len(names) != len(set(names)) or not names:
         raise click.BadParameter("name each policy once")
     return names
+
+
+def _some_policies(context: click.Context, parameter: click.Parameter, text: str | None) -> list[str] | None:
+    return None if text is None else _policies(context, parameter, text)
 
 
 class Commands(click.Group):
@@ -126,6 +131,55 @@ def compare(
         click.echo(json.dumps(records, indent=2))
     else:
         show_comparison(lines(records))
+
+
+@main.command(epilog=POLICIES)
+@click.option("--quick", is_flag=True, help="A few short runs, to see that everything works.")
+@click.option(
+    "--policies", callback=_some_policies, metavar="A,B,...", help="Instead of all; the first leads."
+)
+@click.option("--groups", multiple=True, type=click.Choice(GROUPS), help="Only these parts; several times.")
+@click.option("--seeds", type=click.IntRange(min=1), default=8, help="Runs of each.")
+@click.option("--duration", type=POSITIVE, default=1200.0, help="Seconds in which requests arrive.")
+@click.option("--jobs", type=click.IntRange(min=1), default=2, help="Processes.")
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(__file__).parent / "results",
+    show_default="bench/results",
+    help="Folder of records, tables and plots; what is recorded there is not run again.",
+)
+def paper(
+    quick: bool,
+    policies: list[str] | None,
+    groups: tuple[str, ...],
+    seeds: int,
+    duration: float,
+    jobs: int,
+    folder: Path,
+) -> None:
+    """Run the whole matrix of the evaluation and write its tables and plots.
+
+    Policies by mixes, deadlines, rates, bursts, weights and both bundled profiles. Takes hours; when
+    interrupted, the same command goes on. Delete the folder's records after a change of the code.
+    """
+    from bench.paper import available
+    from bench.paper import paper as run_paper
+
+    with progress_bar("runs") as progress:
+        written = run_paper(
+            folder,
+            policies or available(),
+            seeds=2 if quick else seeds,
+            jobs=jobs,
+            duration=duration,
+            quick=quick,
+            groups=groups,
+            progress=progress,
+        )
+    for path in written:
+        click.echo(path)
 
 
 @main.command()

@@ -10,7 +10,7 @@ from typing import Any
 from bench import traces
 from bench.conditions import Conditions, random_faults
 from bench.simulator import Arrival, Outcomes, Simulation
-from bench.summary import summary
+from bench.summary import latency_percentiles, summary
 from bench.workloads import Workload
 from scheduler.policies import resolve
 from scheduler.profile import Profile, load
@@ -99,5 +99,16 @@ class Setting:
 
 def run(policy: str, setting: Setting) -> dict[str, Any]:
     """Figures of one run, as `summary` gives them."""
+    return _run(policy, setting)[1]
+
+
+def run_in_detail(policy: str, setting: Setting) -> dict[str, Any]:
+    """The same with the distribution of latencies."""
+    outcomes, figures = _run(policy, setting)
+    return {**figures, "latency_percentiles_s": latency_percentiles(outcomes)}
+
+
+def _run(policy: str, setting: Setting) -> tuple[Outcomes, dict[str, Any]]:
     arrivals = setting.arrivals()
-    return summary(setting.simulate(policy, arrivals), arrivals, setting.gpus)
+    outcomes = setting.simulate(policy, arrivals)
+    return outcomes, summary(outcomes, arrivals, setting.gpus)

@@ -55,6 +55,12 @@ def summary(outcomes: Outcomes, arrivals: Sequence[Arrival], gpus: int) -> dict[
     return figures
 
 
+def latency_percentiles(outcomes: Outcomes) -> list[float]:
+    """The 0th to 100th percentile of the latency of completed requests, in seconds; empty: there is none."""
+    latencies = sorted(t.finished_at - t.arrived_at for t in outcomes.requests if t.stage is Stage.DONE)
+    return [latencies[round(p / 100 * (len(latencies) - 1))] for p in range(101)] if latencies else []
+
+
 def on_time(tracked: Tracked) -> bool:
     """Whether the request is done and met its deadline."""
     return tracked.stage is Stage.DONE and not tracked.late and tracked.deadline < math.inf

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.bound import bound
-from bench.runs import PROFILES, Setting, profile, run
+from bench.runs import PROFILES, Setting, profile, run_in_detail
 
 BOUND = "bound"
 """What takes a policy's place where the clairvoyant bound is wanted."""
@@ -46,7 +46,7 @@ def perform(trial: Trial) -> Record:
         found = bound(setting.arrivals(), profile(setting.profile), setting.gpus, trial.bound_limit_s)
         figures: Record = {**asdict(found), "sar": found.sar, "sar_weighted": found.sar}
     else:
-        figures = run(trial.policy, setting)
+        figures = run_in_detail(trial.policy, setting)
     return {"key": trial.key, "cell": trial.cell, "policy": trial.policy, "seed": trial.seed, **figures}
 
 

@@ -1,0 +1,84 @@
+"""`python -m bench paper`: the whole matrix, its tables and its plots."""
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bench import plots
+from bench.compare import HEADER, LEGEND, lines
+from bench.compare import cells as as_text
+from bench.matrix import POLICIES, Cell, cells, default_profile_cells, quick_cells
+from bench.trials import BOUND, Record, Trial, perform_all
+from scheduler.policies import resolve
+
+RECORDS = "records.jsonl"
+
+
+def available(wanted: Sequence[str] = POLICIES) -> list[str]:
+    """Those of the wanted policies that this version, with the solvers that are installed, has."""
+    found = []
+    for policy in wanted:
+        with contextlib.suppress(ValueError, ImportError):
+            resolve(policy)
+            found.append(policy)
+    return found
+
+
+def paper(
+    folder: Path,
+    policies: Sequence[str],
+    *,
+    seeds: int,
+    jobs: int,
+    duration: float,
+    quick: bool,
+    groups: Sequence[str],
+    progress: Callable[[int, int], None],
+) -> list[Path]:
+    """Run what is not in the folder's records yet, then write tables and plots; the files written."""
+    found = list(quick_cells() if quick else cells(duration))
+    if groups:
+        found = [cell for cell in found if cell.group in groups]
+    folder.mkdir(parents=True, exist_ok=True)
+    trials = [
+        Trial(cell.name, policy, seed, cell.setting)
+        for cell in found
+        for policy in [*policies, BOUND]
+        for seed in range(seeds)
+    ]
+    records = perform_all(trials, jobs, folder / RECORDS, progress)
+    by_cell: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_cell[record["cell"]].append(record)
+    written = [_tables(found, by_cell, folder / "tables.md")]
+    main = default_profile_cells(found)
+    if main:
+        written += plots.sar_by(main, by_cell, "scale", folder)
+        written += plots.sar_by(main, by_cell, "rate", folder)
+        written.append(plots.latencies(_middle(main), by_cell, folder / "latency_cdf.png"))
+        written.append(plots.cost(main, by_cell, folder / "sar_by_gpu_seconds.png"))
+        example = replace(_middle(main).setting.workload, duration=60.0)
+        setting = replace(_middle(main).setting, workload=example)
+        written.append(plots.timeline(policies[0], setting, folder / "timeline.png"))
+    return written
+
+
+def _middle(found: Sequence[Cell]) -> Cell:
+    """The skewed mix with some slack at a usual rate, or what comes nearest."""
+    return min(found, key=lambda cell: (cell.mix != "skewed", abs(cell.scale - 1.2), abs(cell.rate - 12)))
+
+
+def _tables(found: Sequence[Cell], by_cell: dict[str, list[Record]], path: Path) -> Path:
+    text = ["# Results", "", LEGEND + " Means over seeds with 95 % intervals.", ""]
+    for cell in found:
+        text += [f"## {cell.name}", "", _row(HEADER), _row(["---"] * len(HEADER))]
+        text += [_row(as_text(line)) for line in lines(by_cell[cell.name])]
+        text.append("")
+    path.write_text("\n".join(text))
+    return path
+
+
+def _row(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(texts)} |"

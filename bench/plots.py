@@ -1,0 +1,145 @@
+"""Plots of results."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.compare import Line, lines
+from bench.matrix import Cell
+from bench.runs import Setting
+from bench.simulator import Outcomes
+from bench.trials import BOUND, Record
+from scheduler.problem import Stage
+from scheduler.tracking import Tracked
+from tetriserve import timeline as pictures
+from tetriserve.types import Stage as ShownStage
+from tetriserve.types import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Records = Mapping[str, Sequence[Record]]
+
+
+def sar_by(cells: Sequence[Cell], records: Records, axis: str, folder: Path) -> list[Path]:
+    """SAR with its intervals over the `scale` of deadlines or the `rate`, one plot for each of the other."""
+    other = "rate" if axis == "scale" else "scale"
+    unit = {"scale": "x", "rate": " requests/min"}
+    paths = []
+    for fixed in sorted({getattr(cell, other) for cell in cells}):
+        chosen = [cell for cell in cells if getattr(cell, other) == fixed]
+        if len({getattr(cell, axis) for cell in chosen}) < 2:
+            continue
+        mixes = list(dict.fromkeys(cell.mix for cell in chosen))
+        figure = _figure(5.5 * len(mixes), 4.2)
+        for place, mix in enumerate(mixes, 1):
+            axes = figure.add_subplot(1, len(mixes), place)
+            curves: dict[str, list[tuple[float, Line]]] = {}
+            for cell in sorted((c for c in chosen if c.mix == mix), key=lambda c: float(getattr(c, axis))):
+                for line in lines(records[cell.name]):
+                    curves.setdefault(line.policy, []).append((getattr(cell, axis), line))
+            for policy, points in curves.items():
+                axes.errorbar(
+                    [x for x, _ in points],
+                    [100 * line.sar.mean for _, line in points],
+                    [
+                        0 if line.sar.half_width == float("inf") else 100 * line.sar.half_width
+                        for _, line in points
+                    ],
+                    **_style(policy),
+                )
+            axes.set_title(f"{mix}, {fixed:g}{unit[other]}")
+            axes.set_xlabel("deadlines, times the base" if axis == "scale" else "requests a minute")
+            axes.set_ylabel("requests on time, %")
+            axes.grid(alpha=0.3)
+        figure.axes[-1].legend(fontsize=8)
+        paths.append(_save(figure, folder / f"sar_by_{axis}_{other}_{fixed:g}.png"))
+    return paths
+
+
+def latencies(cell: Cell, records: Records, path: Path) -> Path:
+    """The distribution of latencies, all seeds together."""
+    figure = _figure(6.5, 4.5)
+    axes = figure.add_subplot()
+    by_policy: dict[str, list[Sequence[float]]] = {}
+    for record in records[cell.name]:
+        if record["policy"] != BOUND:
+            by_policy.setdefault(record["policy"], []).append(record["latency_percentiles_s"])
+    for policy, runs in by_policy.items():
+        if all(runs):
+            means = [statistics.fmean(values) for values in zip(*runs, strict=True)]
+            axes.plot(means, range(len(means)), label=policy)
+    axes.set_xscale("log")
+    axes.set_xlabel("latency, s")
+    axes.set_ylabel("completed requests, %")
+    axes.set_title(cell.name)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    return _save(figure, path)
+
+
+def cost(cells: Sequence[Cell], records: Records, path: Path) -> Path:
+    """SAR over GPU-seconds for each request on time, averaged over the cells."""
+    figure = _figure(6.5, 4.5)
+    axes = figure.add_subplot()
+    points: dict[str, list[tuple[float, float]]] = {}
+    for cell in cells:
+        for line in lines(records[cell.name]):
+            if line.gpu_seconds_per_on_time is not None:
+                points.setdefault(line.policy, []).append((line.gpu_seconds_per_on_time.mean, line.sar.mean))
+    for policy, found in points.items():
+        x, y = (statistics.fmean(values) for values in zip(*found, strict=True))
+        axes.plot([x], [100 * y], "o")
+        axes.annotate(policy, (x, 100 * y), textcoords="offset points", xytext=(6, 4), fontsize=8)
+    axes.set_xlabel("GPU-seconds for each request on time")
+    axes.set_ylabel("requests on time, %")
+    axes.grid(alpha=0.3)
+    return _save(figure, path)
+
+
+def timeline(policy: str, setting: Setting, path: Path) -> Path:
+    """One run over time."""
+    outcomes: Outcomes = setting.simulate(policy, setting.arrivals())
+    pictures.draw(
+        [_course(tracked) for tracked in outcomes.requests],
+        path,
+        gpus=setting.gpus,
+        title=f"{policy}, simulated",
+    )
+    return path
+
+
+def _course(tracked: Tracked) -> pictures.Course:
+    s = tracked.submission
+    done = tracked.stage is Stage.DONE
+    verdict = Verdict.ON_TIME if done and not tracked.late else Verdict.LATE
+    return pictures.Course(
+        label=f"{s.width}x{s.height}, {s.steps} steps",
+        arrived=tracked.arrived_at,
+        bars=tuple(
+            pictures.Bar(span.begin, span.end, span.slots, ShownStage(span.stage.value))
+            for span in tracked.spans
+        ),
+        deadline=tracked.deadline if s.deadline_s is not None else None,
+        finished=tracked.finished_at,
+        verdict=verdict,
+    )
+
+
+def _style(policy: str) -> dict[str, Any]:
+    if policy == BOUND:
+        return {"label": "no scheduler can exceed", "color": "black", "linestyle": "--"}
+    return {"label": policy, "marker": "o", "markersize": 3, "capsize": 2}
+
+
+def _figure(width: float, height: float) -> "Figure":
+    # Not pyplot: it keeps global state and looks for a display.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", path: Path) -> Path:
+    figure.savefig(path, dpi=120)
+    return path
