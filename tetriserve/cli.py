@@ -199,7 +199,10 @@ def list_(stages: tuple[str, ...], limit: int, scheduler: str, as_json: bool) ->
 @click.argument("id")
 @common
 def cancel(id: str, scheduler: str, as_json: bool) -> None:
-    """End request ID at its next step; one that has ended stays as it is."""
+    """End request ID.
+
+    It ends at its next step; one that has ended stays as it is.
+    """
     with Client(scheduler, patience=_PATIENCE) as client:
         status = client.cancel(id)
     _print(status_json(status) if as_json else f"{status.id}: {status.stage}")
@@ -208,7 +211,10 @@ def cancel(id: str, scheduler: str, as_json: bool) -> None:
 @main.command()
 @common
 def cluster(scheduler: str, as_json: bool) -> None:
-    """Show the executors, what each runs, the policy and the queue."""
+    """Show the executors and what each runs.
+
+    And the policy, the model and how full the queue is.
+    """
     with Client(scheduler, patience=_PATIENCE) as client:
         answer = client.cluster()
     if as_json:
@@ -222,7 +228,7 @@ def cluster(scheduler: str, as_json: bool) -> None:
 @image_steps
 @common
 def quote(size: str, steps: int | None, scheduler: str, as_json: bool) -> None:
-    """Say when an image could be done, without asking for it."""
+    """Say when an image could be done."""
     with Client(scheduler, patience=_PATIENCE) as client:
         answer = client.quote(size, steps=steps)
     if as_json:
@@ -238,7 +244,10 @@ def quote(size: str, steps: int | None, scheduler: str, as_json: bool) -> None:
 @click.argument("change", nargs=-1, metavar="[set NAME]")
 @common
 def policy(change: tuple[str, ...], scheduler: str, as_json: bool) -> None:
-    """Show the policy in force, or change it: `policy set edf`, from the next round on."""
+    """Show the policy in force, or change it.
+
+    `tetriserve policy set edf` plans by another one from the next round on.
+    """
     if change and (len(change) != 2 or change[0] != "set"):
         raise click.UsageError("Say `policy` to see it or `policy set NAME` to change it.")
     with Client(scheduler, patience=_PATIENCE) as client:
@@ -261,7 +270,7 @@ def policy(change: tuple[str, ...], scheduler: str, as_json: bool) -> None:
 @click.option("--last", type=click.IntRange(min=1), default=50, show_default=True, help="Requests to draw.")
 @common
 def timeline(output: str | None, last: int, scheduler: str, as_json: bool) -> None:
-    """Draw which request ran on which GPUs, when and how wide."""
+    """Draw which request ran on which GPUs, and when."""
     from tetriserve.timeline import courses, draw  # matplotlib takes its time
 
     with Client(scheduler, patience=_PATIENCE) as client:

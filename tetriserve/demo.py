@@ -220,7 +220,7 @@ def _as_interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 @click.option("--policy", default="cp-sat", show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda for one GPU an executor.")
 @click.option("--model", type=click.Path(exists=True, file_okay=False), help="[default: the built-in one]")
-@click.option("--seed", default=1, show_default=True, help="Of arrivals and deadlines.")
+@click.option("--seed", default=57, show_default=True, help="Of arrivals and deadlines.")
 def main(
     out: Path, executors: int | None, requests: int, policy: str, device: str, model: str | None, seed: int
 ) -> None:
