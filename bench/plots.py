@@ -52,6 +52,7 @@ def sar_by(cells: Sequence[Cell], records: Records, axis: str, folder: Path) -> 
             axes.set_title(f"{mix}, {fixed:g}{unit[other]}")
             axes.set_xlabel("deadlines, times the base" if axis == "scale" else "requests a minute")
             axes.set_ylabel("requests on time, %")
+            axes.set_ylim(0, 100)
             axes.grid(alpha=0.3)
         figure.axes[-1].legend(fontsize=8)
         paths.append(_save(figure, folder / f"sar_by_{axis}_{other}_{fixed:g}.png"))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.simulator import Arrival, Outcomes
-from scheduler.problem import Stage
+from scheduler.problem import Decision, Stage
 from scheduler.tracking import Tracked
 
 
@@ -48,6 +48,7 @@ def summary(outcomes: Outcomes, arrivals: Sequence[Arrival], gpus: int) -> dict[
         },
         "decision_sources": dict(sorted(Counter(d.source for d in outcomes.decisions).items())),
         "solver_statuses": dict(sorted(Counter(d.status for d in outcomes.decisions if d.status).items())),
+        "fallbacks": sum(map(_fell_back, outcomes.decisions)),
         "rejected": outcomes.rejected,
     }
     if any(labels.values()):
@@ -90,6 +91,11 @@ def _sar_by(requests: Iterable[Tracked], key: Any) -> dict[str, float | None]:
     for tracked in requests:
         groups[key(tracked)].append(tracked)
     return {name: sar(groups[name]) for name in sorted(groups, key=lambda n: (len(n), n))}
+
+
+def _fell_back(decision: Decision) -> bool:
+    """Whether a solver was asked, and the heuristic's plan was taken without proof that it is best."""
+    return decision.source == "heuristic" and decision.status not in ("", "all on time", "optimal")
 
 
 def _mean(values: Sequence[float]) -> float | None:

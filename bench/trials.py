@@ -1,5 +1,6 @@
 """Many runs side by side in processes, each kept as it ends, so that a long series can be resumed."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -66,8 +67,9 @@ def perform_all(
     for done, record in enumerate(_in_processes(missing, jobs), len(trials) - len(missing) + 1):
         known[record["key"]] = record
         if file is not None:
+            torn = file.exists() and not file.read_bytes().endswith(b"\n")
             with file.open("a") as out:
-                out.write(json.dumps(record) + "\n")
+                out.write("\n" * torn + json.dumps(record) + "\n")
         progress(done, len(trials))
     return [known[trial.key] for trial in trials]
 
@@ -91,10 +93,7 @@ def _in_processes(trials: Sequence[Trial], jobs: int) -> Iterator[Record]:
 def _read(file: Path | None) -> Iterable[Record]:
     if file is None or not file.exists():
         return
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        try:
+    for line in file.read_text().splitlines():
+        # Half a line is what a run leaves that is killed while it writes: that trial is run again.
+        with contextlib.suppress(json.JSONDecodeError):
             yield json.loads(line)
-        except json.JSONDecodeError:
-            # The last line of a run that was killed while it wrote.
-            if number < len(file.read_text().splitlines()):
-                raise ValueError(f"{file}, line {number}: not JSON") from None

@@ -1,0 +1,182 @@
+"""The commands of `python -m bench`, as a user calls them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bench.cli import main
+from bench.compare import lines
+from bench.intervals import estimate, paired
+from bench.runs import bundled_profiles, profile
+
+SHORT = ["--duration", "60", "--seed", "1"]
+
+
+def call(*words: object, status: int = 0) -> str:
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == status, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def figures(*words: object) -> dict:
+    return json.loads(call(*words, "--json"))
+
+
+def test_simulate_tells_what_was_asked_for():
+    found = figures("simulate", "--policy", "edf", *SHORT, "--mix", "skewed", "--rate", 30)
+    assert found["requests"] > 15
+    assert found["on_time"] == round(found["sar"] * found["requests"])
+    assert set(found["sar_by_size"]) == {"256x256", "512x512", "1024x1024", "2048x2048"}
+    assert 0 < found["latency_s"]["p50"] <= found["latency_s"]["p95"] <= found["latency_s"]["p99"]
+    assert 0 < found["gpu_utilisation"] <= 1
+    assert found["gpu_seconds"] > 0
+    assert found["switches"] > 0
+    assert found["decisions"] > found["requests"]
+    assert set(found["decision_ms"]) == {"p50", "p99", "max"}
+    assert found["fallbacks"] == 0
+    assert isinstance(found["solver_statuses"], dict)
+
+
+def test_the_same_seed_gives_the_same_bytes():
+    words = [
+        "simulate",
+        "--policy",
+        "edf",
+        *SHORT,
+        "--step-cv",
+        0.05,
+        "--switch-ms",
+        10,
+        "--failure-rate",
+        300,
+    ]
+    one, other = figures(*words), figures(*words)
+    for found in (one, other):
+        assert found.pop("decision_ms")
+    assert json.dumps(one) == json.dumps(other)
+    assert one["executors_lost"] > 0
+    third = figures(*words, "--failure-seed", 9)
+    assert third["executors_lost"] > 0
+    assert third["latency_s"] != one["latency_s"]
+
+
+def test_knobs_matter():
+    base = ["simulate", "--policy", "edf", *SHORT, "--rate", 24]
+    plain = figures(*base)
+    assert figures(*base, "--slo-scale", 3)["sar"] > plain["sar"]
+    assert figures(*base, "--switch-ms", 100)["gpu_seconds"] > plain["gpu_seconds"]
+    assert figures(*base, "--charge-decisions", 0.2)["latency_s"]["p50"] > plain["latency_s"]["p50"]
+    assert figures(*base, "--late", "drop")["ended"]["dropped"] > 0
+    assert figures(*base, "--gpus", 2)["sar"] < plain["sar"]
+
+
+def test_a_trace_in_place_of_a_workload(tmp_path):
+    trace = tmp_path / "requests.jsonl"
+    call("workload", *SHORT, "-o", trace)
+    drawn = figures("simulate", "--policy", "edf", *SHORT)
+    taken = figures("simulate", "--policy", "edf", "--trace", trace, "--seed", 1)
+    for found in (drawn, taken):
+        del found["decision_ms"]
+    assert drawn == taken
+    times = figures("simulate", "--policy", "edf", "--arrivals", f"trace:{trace}", "--mix", "only:256x256")
+    assert times["requests"] == drawn["requests"]
+    assert set(times["sar_by_size"]) == {"256x256"}
+
+
+def test_a_plain_profile(tmp_path):
+    path = tmp_path / "times.csv"
+    path.write_text(
+        "width,height,degree,seconds_per_step,text_encode_s,vae_decode_s\n"
+        "256,256,1,0.02,0.01,0.05\n256,256,2,0.012,0.01,0.05\n1024,1024,1,0.2,0.01,0.1\n"
+    )
+    found = figures("simulate", "--policy", "edf", *SHORT, "--profile", path, "--gpus", 2)
+    assert found["ended"] == {"done": found["requests"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--policy", "nonsense"], "unknown policy 'nonsense'"),
+        (["--policy", "edf", "--mix", "nonsense"], "no mix and no file 'nonsense'"),
+        (["--policy", "edf", "--profile", "nonsense"], "no profile and no file 'nonsense'"),
+        (["--policy", "edf", "--arrivals", "nonsense"], "none of poisson, burst and trace:FILE"),
+        (["--policy", "edf", "--arrivals", "trace:nonsense"], "No such file"),
+        (["--policy", "edf", "--charge-decisions", "often"], "could not convert"),
+        (["--policy", "edf", "--rate", "0"], "0.0 is not in the range"),
+        (["--policy", "edf", "--duration", "0.001"], "no request arrives"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(words, complaint):
+    output = call("simulate", *words, status=1 if "--duration" in words else 2)
+    assert complaint in output.replace("\n", " ")
+
+
+def test_a_broken_trace_names_the_line(tmp_path):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,width,height,steps,deadline_s\n0,a,256,10,5\n")
+    output = call("simulate", "--policy", "edf", "--trace", trace, status=1)
+    assert "line 2: width is a number" in output.replace("\n", " ")
+
+
+def test_the_bound_is_above_what_is_reached():
+    limit = figures("bound", *SHORT, "--mix", "skewed", "--rate", 24)
+    reached = figures("simulate", "--policy", "edf", *SHORT, "--mix", "skewed", "--rate", 24)
+    assert limit["proven"]
+    assert limit["total"] == reached["requests"]
+    assert reached["sar"] <= limit["sar_bound"] <= 1
+
+
+def test_compare_shows_policies_side_by_side():
+    records = json.loads(
+        call("compare", "--policies", "edf,fixed:8", *SHORT, "--seeds", 2, "--jobs", 1, "--json")
+    )
+    edf, fixed, limit = lines(records)
+    assert (edf.policy, fixed.policy, limit.policy) == ("edf", "fixed:8", "bound")
+    assert edf.gain is None
+    assert fixed.gain.mean == pytest.approx(fixed.sar.mean - edf.sar.mean)
+    assert limit.sar.mean >= edf.sar.mean
+    assert "±" in call("compare", "--policies", "edf", *SHORT, "--seeds", 2, "--jobs", 1)
+    assert "name each policy once" in call("compare", "--policies", "edf,edf", status=2)
+
+
+def test_paper_writes_everything_and_resumes(tmp_path):
+    words = ["paper", "--quick", "--policies", "edf", "--jobs", 1, "--out", tmp_path, "--groups", "bursts"]
+    assert str(tmp_path / "tables.md") in call(*words)
+    recorded = (tmp_path / "records.jsonl").read_text()
+    assert len(recorded.splitlines()) == 4
+    # Half a line is left by a run that was killed; one record is done again.
+    (tmp_path / "records.jsonl").write_text(recorded[:-40])
+    call(*words)
+    again = (tmp_path / "records.jsonl").read_text().splitlines()
+    assert len(again) == 5
+    assert "bursts skewed 1.2x 12/min" in (tmp_path / "tables.md").read_text()
+
+
+def test_intervals():
+    assert estimate([1.0, 3.0]).mean == 2.0
+    assert estimate([1.0, 3.0]).half_width == pytest.approx(12.706, abs=1e-3)
+    assert estimate([5.0]).half_width == float("inf")
+    difference = paired([1.0, 2.0, 4.0], [0.0, 1.0, 3.0])
+    assert (difference.mean, difference.half_width, difference.clear) == (1.0, 0.0, True)
+
+
+def test_every_bundled_row_says_where_it_is_from():
+    assert bundled_profiles() == ["flux1-dev-8xh100", "sd3-medium-4xa40"]
+    for name in bundled_profiles():
+        for entry in profile(name).entries:
+            assert entry.basis in ("published", "derived")
+            assert entry.source
+
+
+def test_bundled_profiles_are_what_the_script_makes(tmp_path, monkeypatch):
+    from bench import build_profiles
+
+    committed = {name: (build_profiles.FOLDER / f"{name}.csv").read_text() for name in bundled_profiles()}
+    (tmp_path / "sources").symlink_to(build_profiles.FOLDER / "sources")
+    monkeypatch.setattr(build_profiles, "FOLDER", Path(tmp_path))
+    build_profiles.main()
+    for name, text in committed.items():
+        assert (tmp_path / f"{name}.csv").read_text() == text
