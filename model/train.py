@@ -46,7 +46,7 @@ class Plan:
     test_size: str = "128x128"
 
 
-FULL = Plan(vae=2200, text=450, decoder=3000, flow=12000, scenes=1.0, test_every=500, test_prompts=24)
+FULL = Plan(vae=2200, text=450, decoder=2500, flow=6000, scenes=1.0, test_every=500, test_prompts=24)
 QUICK = Plan(vae=30, text=20, decoder=6, flow=20, scenes=0.0, test_every=20, test_prompts=2)
 
 

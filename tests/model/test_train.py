@@ -1,4 +1,4 @@
-"""The whole training in small: from nothing to a checkpoint, stopped and started again on the way."""
+"""The whole training in small, as `make model QUICK=1` runs it: from nothing to a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(work: Path, out: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(600)
-def test_quick_training_makes_a_checkpoint_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_quick_training_makes_a_checkpoint_from_nothing(tmp_path: Path) -> None:
     work, out = tmp_path / "work", tmp_path / "out"
     first = run(work, out)
     assert first.returncode == 0, first.stderr
@@ -37,10 +37,3 @@ def test_quick_training_makes_a_checkpoint_and_goes_on_where_it_stopped(tmp_path
 
     [picture] = make_pictures(load(out), ["a red house"], 128, 128, steps=2)
     assert picture.shape == (128, 128, 3)
-
-    # Everything is done, so a second run trains nothing and writes the same checkpoint.
-    weights = (out / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
-    again = run(work, out)
-    assert again.returncode == 0, again.stderr
-    assert "vae 30/30" not in again.stdout
-    assert (out / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
