@@ -19,6 +19,11 @@ class _Entry:
     factory: str
     help: str
     argument: str = ""
+    optional: bool = False
+
+    def takes(self, argument: str) -> bool:
+        """Whether the policy's name can come with this argument (or, where it is empty, without)."""
+        return bool(argument) == bool(self.argument) or (self.optional and not argument)
 
 
 _POLICIES: dict[str, _Entry] = {
@@ -27,12 +32,27 @@ _POLICIES: dict[str, _Entry] = {
     "edf": _Entry("edf", "edf", "earliest deadline first, each at the cheapest degree that meets it"),
     "fixed": _Entry("fixed", "fixed", "static groups of K GPUs, first come first served", "K"),
     "rssp": _Entry("fixed", "rssp", "a static degree for every size, first come first served"),
+    "tetriserve": _Entry(
+        "tetriserve",
+        "tetriserve",
+        "the paper's rounds and knapsack; variants: schedule, placement (parts of it), event",
+        "VARIANT",
+        optional=True,
+    ),
+    "srtf": _Entry("srtf", "srtf", "shortest remaining time first, each at its fastest degree"),
+    "edf-best-fit": _Entry(
+        "edf_best_fit", "edf_best_fit", "earliest deadline first, each at the narrowest degree that meets it"
+    ),
 }
 
 
 def names() -> list[str]:
-    """Names as `resolve` takes them, with K for a policy's argument."""
-    return [f"{name}:{entry.argument}" if entry.argument else name for name, entry in _POLICIES.items()]
+    """Names as `resolve` takes them, with K for a policy's argument, in brackets what may be left out."""
+    forms = {(False, False): "", (True, False): ":{}", (True, True): "[:{}]"}
+    return [
+        name + forms[bool(entry.argument), entry.optional].format(entry.argument)
+        for name, entry in _POLICIES.items()
+    ]
 
 
 def describe() -> str:
@@ -45,7 +65,7 @@ def resolve(name: str) -> Policy:
     """The policy called `name`; ValueError says what there is."""
     base, _, argument = name.partition(":")
     entry = _POLICIES.get(base)
-    if entry is None or bool(argument) != bool(entry.argument):
+    if entry is None or not entry.takes(argument):
         raise ValueError(f"unknown policy {name!r}; there are {', '.join(names())}")
     factory: Callable[..., Policy] = getattr(
         import_module(f"scheduler.policies.{entry.module}"), entry.factory
