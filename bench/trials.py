@@ -3,11 +3,12 @@
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def _in_processes(trials: Sequence[Trial], jobs: int) -> Iterator[Record]:
         return
     # Solvers and linear algebra would each take all cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_end_with_parent) as pool:
         futures: list[Future[Record]] = [pool.submit(perform, trial) for trial in trials]
         try:
             for future in as_completed(futures):
@@ -88,6 +90,18 @@ def _in_processes(trials: Sequence[Trial], jobs: int) -> Iterator[Record]:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """Do not stay behind when the command is killed."""
+    parent = parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _read(file: Path | None) -> Iterable[Record]:
