@@ -32,6 +32,7 @@ class Worker:
         self.groups = Groups(timeout_s=COLLECTIVE_TIMEOUT_S)
         self.store = Store()
         self.members: list[Member] = []
+        self.slot = -1
         self._pipelines: dict[str, Pipeline] = {}
 
     def group(self, epoch: int, slots: list[int], meeting: str, **options: Any) -> Group:
@@ -150,6 +151,7 @@ def _store_address(worker: Worker) -> str:
 
 def _meet_crew(worker: Worker, members: list[Member]) -> None:
     worker.members = members
+    worker.slot = next(m.slot for m in members if m.store == worker.groups.store_address)
 
 
 def _work(pipe: Connection) -> None:

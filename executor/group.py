@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from executor import rendezvous
 from executor.meeting import Agreement, CalledOff, Meeting, Missing
-from executor.process_group import Link, World, is_communication_error
+from executor.process_group import CONNECT_TIMEOUT_S, Link, World, is_communication_error
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,11 @@ class Group:
         if aborted:
             link.cut()
             raise aborted
+        # One that fails right after this must not leave another one half way, where nothing reaches it.
+        self._store.set(f"{name}/made/{rank}", b"")
+        made = [f"{name}/made/{peer}" for peer in range(size)]
+        with self._faults():
+            rendezvous.wait(self._store, made, CONNECT_TIMEOUT_S, self._check_alive)
         return link.pg
 
     def publish(self, key: str, value: bytes) -> None:

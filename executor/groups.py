@@ -57,8 +57,8 @@ class Groups:
         self._limit = limit
         self._groups: OrderedDict[str, Group] = OrderedDict()
         self._ended: list[Group] = []
-        # Keys of ended groups stay a while in the store, for members that have yet to read that it ended.
-        self._litter: deque[str] = deque()
+        # Where ended groups wrote: it stays a while, for members that have yet to read how a meeting ended.
+        self._litter: OrderedDict[str, list[str]] = OrderedDict()
         self._called_off: deque[str] = deque()
         self._lost: dict[int, int] = {}
         self._oldest = 0
@@ -197,6 +197,10 @@ class Groups:
             self._ended += gone
             self._lost.clear()
             self._oldest = 0
+            # All keys go now: clearing them later could hit the meetings of the new scheduler.
+            self._litter.clear()
+            for group in self._ended:
+                group._past.clear()
         for group in gone:
             group.abort("the scheduler that made it is gone")
         rendezvous.clear(self._server.store, "sp/")
@@ -221,6 +225,8 @@ class Groups:
                 return known
             if known:
                 self._ended.append(known)
+            # What came before is read by nobody once the members have met again.
+            candidate._past = self._litter.pop(candidate.name, []) + (known._past if known else [])
             self._groups[candidate.name] = candidate
             self._groups.move_to_end(candidate.name)
             while len(self._groups) > self._limit:
@@ -236,17 +242,19 @@ class Groups:
 
     def _close_ended(self) -> None:
         with self._lock:
+            for group in [g for g in self._groups.values() if g.aborted]:
+                self._ended.append(self._groups.pop(group.name))
             ended, self._ended = self._ended, []
         for group in ended:
             group._close()
             # What failed may have left an exchange with the leader's store half done (see _exchange).
             self._clients.pop(group.members[0].store, None)
-            if group.leads and group.degree > 1:
-                self._litter.append(group.name)
-        while len(self._litter) > self._limit:
-            name = self._litter.popleft()
-            if name not in self._groups and name not in self._litter:
-                rendezvous.clear(self._server.store, f"{name}/")
+            with self._lock:
+                if group.leads and group.degree > 1 and group.name not in self._groups:
+                    self._litter.setdefault(group.name, []).extend(group._past)
+                forgotten = [self._litter.popitem(last=False)] if len(self._litter) > self._limit else []
+            for name, past in forgotten:
+                rendezvous.clear(self._server.store, *past, f"{name}/g")
 
     def _store_of(self, members: Sequence[Member]) -> dist.Store:
         """Their leader's store, where they meet."""

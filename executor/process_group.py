@@ -22,6 +22,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
+# How long members may take to connect once all have agreed to make a group; nothing can interrupt it.
+CONNECT_TIMEOUT_S = 10.0
+
 
 class Link:
     """One process group as one member holds it."""
@@ -109,10 +112,12 @@ class World:
     def _gloo_backend(self, store: dist.Store, rank: int, size: int) -> dist.Backend:
         options = dist.ProcessGroupGloo._Options()
         options._devices = [self._gloo]
-        options._timeout = self._timeout
+        options._timeout = timedelta(seconds=CONNECT_TIMEOUT_S)
         # One step at a time runs on a device, so one thread a group is enough (torch's default is two).
         options._threads = 1
-        return dist.ProcessGroupGloo(store, rank, size, options)
+        backend = dist.ProcessGroupGloo(store, rank, size, options)
+        backend.set_timeout(self._timeout)
+        return backend
 
     def _register(
         self, name: str, store: dist.Store, rank: int, size: int, backend: dist.Backend

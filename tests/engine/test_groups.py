@@ -250,6 +250,25 @@ def test_whoever_waits_in_a_dropped_group_is_freed(crew, where):
     crew.all([1], reset)
 
 
+def fail(worker: Worker, slots: list[int], meeting: str) -> None:
+    with worker.group(1, slots, meeting).running():
+        raise ArithmeticError("of this member")
+
+
+def test_failures_leave_nothing_behind(crew):
+    slots = [0, 2, 3]
+    sizes = []
+    for turn in range(4):
+        for failing in slots:
+            jobs = dict.fromkeys(slots, (add_up, (1, slots, f"failure {turn} of {failing}", 1)))
+            jobs[failing] = (fail, (slots, f"failure {turn} of {failing}"))
+            kinds = sorted(answer.kind for answer in crew.run(jobs, check=False).values())
+            assert kinds == ["ArithmeticError", "GroupAborted", "GroupAborted"]
+        assert sums(crew, slots, f"after failures {turn}") == [total(slots)]
+        sizes.append(crew.all(slots, resources))
+    assert sizes[-1] == sizes[0]
+
+
 def reset(worker: Worker) -> None:
     worker.groups.reset()
 
