@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 from scheduler import messages
 from scheduler.fleet import Executor, Fleet
 from scheduler.journal import Journal
-from scheduler.orders import Abort, Changed, Effect, Give, Order, Release, Truncate
+from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Release, Truncate
+from scheduler.pace import Pace
 from scheduler.policies import resolve
-from scheduler.problem import Plan, Policy, Problem
+from scheduler.problem import Plan, Policy, Problem, Stage
 from scheduler.profile import Profile, StepTime
 from scheduler.rounds import Rounds
 from scheduler.tracking import Tracked
@@ -69,6 +70,7 @@ class Driver:
         self.term = uuid.uuid4().hex  # orders are counted anew by each scheduler
         self._policy: Policy = resolve(policy)
         self._budget_s = budget_s
+        self._pace: Pace | None = None
         self._attempts: Counter[int] = Counter()  # at measuring a degree
         self._ended: set[str] = set()  # requests that can be dropped from memory
         self._kick = asyncio.Event()
@@ -144,8 +146,15 @@ class Driver:
         r = executor.registration
         self._learn(messages.step_times(r.step_times, r.device))
         self.apply(self.rounds.executor_joined(self.now(), executor.slot, r.node))
+        held = {state.request_id: state.step for state in r.held}
+        self.apply(self.rounds.executor_holds(self.now(), executor.slot, held))
         self._measure_groups()
         log.info("executor joined", slot=executor.slot, device=r.device, address=r.address)
+
+    def leaving(self, executor: Executor) -> None:
+        """An executor wants no more orders; what it has not begun it hands back."""
+        executor.leaving = True
+        self.apply(self.rounds.executor_leaving(self.now(), executor.slot))
 
     def lost(self, executor: Executor, why: str) -> None:
         """An executor's stream has ended, or its lease."""
@@ -153,16 +162,25 @@ class Driver:
             executor.hang_up()
             self.apply(self.rounds.executor_lost(self.now(), executor.slot))
             self._measure_groups()
-            log.warning("executor gone", slot=executor.slot, why=why)
+            (log.info if executor.leaving else log.warning)("executor gone", slot=executor.slot, why=why)
 
     def step_done(self, done: executor_pb2.StepDone) -> None:
         """A step has ended."""
+        order = self.rounds.order(done.order_id)
+        if order and self._pace and (tracked := self.rounds.requests.get(order.request_id)):
+            s = tracked.submission
+            self._follow(self._pace.step(s.width, s.height, len(order.slots), done.seconds))
         self.apply(self.rounds.step_done(self.now(), done.order_id))
 
     def order_done(self, executor: Executor, done: executor_pb2.OrderDone) -> None:
         """An order has ended on an executor."""
         report = messages.report(executor.slot, done)
-        request_id = self.rounds.request_of(done.order_id)
+        order = self.rounds.order(done.order_id)
+        request_id = order.request_id if order else ""
+        if order and order.stage is Stage.DECODING and report.outcome is Outcome.OK and self._pace:
+            image = self.entries[request_id].request.image if request_id in self.entries else None
+            if image:
+                self._follow(self._pace.decode(image.width, image.height, done.seconds))
         if entry := self.entries.get(request_id):
             entry.warnings += [w for w in done.warnings if w not in entry.warnings]
         if report.error:
@@ -326,14 +344,24 @@ class Driver:
     # The profile.
 
     def _profile_entries(self) -> tuple[StepTime, ...]:
-        return self.rounds.profile.entries if self.rounds.profile else ()
+        return self._pace.base.entries if self._pace else ()
 
     def _learn(self, entries: list[StepTime]) -> None:
         """Take step times into the profile; what is already known is kept."""
-        if entries:
-            known = self._profile_entries()
-            self.rounds.profile = Profile([*entries, *known] if known else entries)
-            log.info("step times learnt", entries=len(entries), max_degree=self.rounds.profile.max_degree)
+        if not entries:
+            return
+        profile = Profile([*entries, *self._profile_entries()])
+        if self._pace:
+            self._pace.rebase(profile)
+        else:
+            self._pace = Pace(profile)
+        self._follow(True)
+        log.info("step times learnt", entries=len(entries), max_degree=profile.max_degree)
+
+    def _follow(self, changed: bool) -> None:
+        """Plan with the profile at its present pace."""
+        if changed and self._pace:
+            self.rounds.profile = self._pace.profile
 
     def _measure_groups(self) -> None:
         """Measure the next degree that the fleet can run and nobody has measured."""

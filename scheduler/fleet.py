@@ -17,6 +17,7 @@ class Executor:
     slot: int
     registration: executor_pb2.Registration
     heard_at: float
+    leaving: bool = False
     outbox: "asyncio.Queue[executor_pb2.JoinResponse | None]" = field(default_factory=asyncio.Queue)
 
     def send(self, command: executor_pb2.JoinResponse) -> None:

@@ -33,7 +33,7 @@ class Layout:
         self.parent: dict[int, int] = {}
         """The block of twice the degree that each block is half of, where there is one."""
         degree = 1
-        found = [(slot,) for slot in self.slots]
+        found: list[tuple[int, ...]] = [(slot,) for slot in self.slots]
         while found:
             masks = [mask_of(block) for block in found]
             self.blocks[degree] = tuple(masks)

@@ -9,8 +9,8 @@ import bisect
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -137,6 +137,13 @@ class Profile:
         low, high = known[above - 1], known[above]
         share = math.log(degree / low) / math.log(high / low)
         return self._ratios[low, 1](tokens) ** (1 - share) * self._ratios[high, 1](tokens) ** share
+
+    def scaled(self, steps: Mapping[int, float], decode: float = 1.0) -> "Profile":
+        """The same profile with step times multiplied by a factor a degree, and decodings by `decode`."""
+        factor = {"encode": 1.0, "decode": decode}
+        return Profile(
+            replace(e, seconds=e.seconds * factor.get(e.kind, steps.get(e.degree, 1.0))) for e in self.entries
+        )
 
     def limited(self, max_degree: int) -> "Profile":
         """The same profile without degrees above `max_degree`."""

@@ -6,7 +6,7 @@ returns effects. Planning is three calls, so that a policy can run elsewhere and
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Release, Report, Truncate
@@ -111,10 +111,10 @@ class Rounds:
         """Whether step times are being measured."""
         return any(flight.order.stage is None for flight in self._flights.values())
 
-    def request_of(self, order_id: int) -> str:
-        """Whose an order is that is out; empty where it is unknown or nobody's."""
+    def order(self, order_id: int) -> Order | None:
+        """An order that is out, or None."""
         flight = self._flights.get(order_id)
-        return flight.order.request_id if flight else ""
+        return flight.order if flight else None
 
     # Events of executors.
 
@@ -126,6 +126,20 @@ class Rounds:
         self.slots[slot] = Slot(slot, node, self._epoch)
         self._arrange()
         return self._touch(now)
+
+    def executor_holds(self, now: float, slot: int, held: Mapping[str, int]) -> list[Effect]:
+        """What an executor that has just joined holds from before: steps behind each request's state."""
+        effects: list[Effect] = []
+        for request_id, step in held.items():
+            tracked = self._active.get(request_id)
+            if tracked is None or step > tracked.submission.steps:
+                effects.append(Release(request_id, (slot,)))
+                continue
+            tracked.held[slot] = step
+            if not tracked.flights:
+                self._rewind(tracked)
+            effects.append(Changed(request_id))
+        return effects + self._touch(now)
 
     def executor_leaving(self, now: float, slot: int) -> list[Effect]:
         """No more orders for this one; it hands back what it has not begun."""

@@ -244,7 +244,7 @@ class FleetService(executor_pb2_grpc.FleetServiceServicer):
                 yield command
         finally:
             listening.cancel()
-            driver.lost(executor, "its stream has ended")
+            driver.lost(executor, "it has left" if executor.leaving else "its stream has ended")
 
     async def Upload(
         self, parts: AsyncIterator[executor_pb2.UploadRequest], context: Context
@@ -292,7 +292,7 @@ class FleetService(executor_pb2_grpc.FleetServiceServicer):
                     case "order_done":
                         driver.order_done(executor, report.order_done)
                     case "leaving":
-                        driver.apply(driver.rounds.executor_leaving(driver.now(), executor.slot))
+                        driver.leaving(executor)
         executor.hang_up()
 
 
