@@ -1,0 +1,57 @@
+"""A scheduler goes on from what executors still hold when they register again."""
+
+from chaos import PROFILE
+
+from scheduler.orders import Release
+from scheduler.problem import Stage
+from scheduler.rounds import Config, Rounds
+from scheduler.tracking import Submission
+
+
+def restarted(checkpoint: int) -> Rounds:
+    """A scheduler that has read one request from its journal, with a checkpoint of so many steps."""
+    rounds = Rounds(Config(), PROFILE)
+    rounds.submit(0.0, Submission("r", 256, 256, 10), checkpoint=checkpoint)
+    rounds.executor_joined(1.0, 0)
+    rounds.executor_joined(1.0, 1)
+    return rounds
+
+
+def planned(rounds: Rounds) -> tuple[Stage | None, int, tuple[int, ...]]:
+    tracked = rounds.requests["r"]
+    return tracked.next_stage, tracked.next_step, tracked.holders
+
+
+def test_it_goes_on_from_the_furthest_state_held():
+    rounds = restarted(checkpoint=2)
+    assert planned(rounds) == (Stage.DENOISING, 2, ())
+    rounds.executor_holds(1.0, 0, {"r": 4})
+    rounds.executor_holds(1.0, 1, {"r": 7})
+    assert planned(rounds) == (Stage.DENOISING, 7, (1,))
+    assert rounds.requests["r"].steps_done == 7
+
+
+def test_a_newer_checkpoint_is_preferred():
+    rounds = restarted(checkpoint=5)
+    rounds.executor_holds(1.0, 0, {"r": 3})
+    assert planned(rounds) == (Stage.DENOISING, 5, ())
+
+
+def test_a_finished_latent_is_decoded():
+    rounds = restarted(checkpoint=0)
+    rounds.executor_holds(1.0, 0, {"r": 10})
+    assert planned(rounds) == (Stage.DECODING, 10, (0,))
+
+
+def test_what_nobody_waits_for_is_released():
+    rounds = restarted(checkpoint=0)
+    effects = rounds.executor_holds(1.0, 1, {"ended": 3, "r": 11})
+    assert Release("ended", (1,)) in effects
+    assert Release("r", (1,)) in effects
+    assert planned(rounds) == (Stage.ENCODING, 0, ())
+
+
+def test_states_are_released_when_the_request_ends():
+    rounds = restarted(checkpoint=0)
+    rounds.executor_holds(1.0, 1, {"r": 4})
+    assert Release("r", (1,)) in rounds.cancel(2.0, "r")
