@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "tetriserve": {"tetriserve"},
     "scheduler": {"scheduler", "tetriserve"},
     "executor": {"executor", "tetriserve", "model"},
-    "bench": {"bench", "scheduler", "tetriserve"},
+    "bench": {"bench", "scheduler", "executor", "tetriserve", "model"},
     "model": {"model"},
 }
 CORE = {
