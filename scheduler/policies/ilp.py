@@ -19,7 +19,7 @@ def solve(program: Program, start: frozenset[int], seconds: float) -> Solution:
     """Solve a program, beginning at the columns of `start`."""
     # Variables: whether a choice is made.
     problem = pulp.LpProblem("round", pulp.LpMaximize)
-    chosen = [pulp.LpVariable(f"x{index}", cat="Binary") for index in range(len(program.choices))]
+    chosen = [problem.add_variable(f"x{index}", cat="Binary") for index in range(len(program.choices))]
 
     # Objective: the most weight on time, then the fewest GPU-seconds. In units of weight: CBC computes in
     # floating point, and its tolerances are relative to the largest numbers.
