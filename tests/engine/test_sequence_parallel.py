@@ -148,24 +148,20 @@ def test_an_error_of_one_member_ends_the_step_for_all_and_the_group_can_be_made_
     assert differs(unpack(results[0][0]), alone(crew, models[name], packed)) <= TOLERANCE
 
 
-def run_until_killed(worker: Worker, folder: str, packed: bytes, slots: list[int], meeting: str):
+def run_until_killed(worker: Worker, folder: str, packed: bytes, slots: list[int], meeting: str, dies: bool):
+    """Step without end; the one that dies is killed in the middle of it."""
     pipeline, group = worker.pipeline(folder), worker.group(1, slots, meeting)
-    begun, state = pipeline.step([unpack(packed)], group)[0], None
-    state = begun
+    (state,) = pipeline.step([unpack(packed)], group)
+    if dies:
+        die(after_s=0.2)
     while True:
-        state = pipeline.step([state], group)[0] if not state.done else begun
-
-
-def run_and_die(worker: Worker, *args):
-    die(after_s=0.3)
-    run_until_killed(worker, *args)
+        (state,) = pipeline.step([state], group)
 
 
 def test_survivors_of_a_killed_member_fail_at_once_and_go_on_in_a_new_epoch(crew, models):
     name, slots = "24 heads", [0, 1, 2, 3]
     ((packed,),) = crew.all([0], begin, models[name], [spec((112, 144), steps=1000)])
-    jobs = dict.fromkeys(slots, (run_until_killed, (models[name], packed, slots, "to be killed")))
-    jobs[3] = (run_and_die, (models[name], packed, slots, "to be killed"))
+    jobs = {s: (run_until_killed, (models[name], packed, slots, "to be killed", s == 3)) for s in slots}
     began = time.monotonic()
     answers = crew.run(jobs, check=False)
     assert time.monotonic() - began < 30
