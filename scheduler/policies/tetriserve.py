@@ -14,6 +14,7 @@ What the paper leaves open is decided as follows.
   survivors we take the one with the fewest GPUs. The others then go to those who wait, up to the
   degree that they would have, least slack first.
 - Survival of an option that ends the request within the round counts from that very end.
+- Scale-up does not ask who is late: an idle GPU costs nobody anything.
 - A degree whose step is longer than a round is not used, as in the paper; where all are, the fastest
   runs one step at a time, across the end of the round. The late lane's one GPU becomes the narrowest
   degree in use, for the same reason.
@@ -199,12 +200,10 @@ class Round(Lineup):
                 self.give(Piece(work, single, 0, begin, begin + work.encode))
                 begin += work.encode
         elif self.board.startable(work) and block & ~self.free == 0:
-            decoding = work.stage is Stage.DECODING
-            piece = (
-                Piece(work, block, 0, begin, begin + work.decode)
-                if decoding
-                else self._piece(work, block, begin, steps)
-            )
+            if work.stage is Stage.DECODING:
+                piece: Piece | None = Piece(work, block, 0, begin, begin + work.decode)
+            else:
+                piece = self._piece(work, block, begin, steps)
             if piece is not None:
                 self.give(piece)
             return
