@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bench.conditions import Conditions, Fault, random_faults
 from bench.simulator import Arrival, Outcomes, Simulation
+from scheduler.policies import resolve
 from scheduler.problem import Stage
 from scheduler.rounds import Config
 from scheduler.tracking import Submission
@@ -47,13 +48,13 @@ CONDITIONS = st.builds(
 )
 
 
-def run(wanted, gpus, faults, cancellations, conditions, config) -> Outcomes:
+def run(wanted, gpus, faults, cancellations, conditions, config, policy=None) -> Outcomes:
     arrivals = [
         Arrival(at, Submission(f"r{i}", *size, steps, deadline))
         for i, (at, size, steps, deadline) in enumerate(wanted)
     ]
     simulation = Simulation(
-        chaotic(conditions.seed),
+        policy or chaotic(conditions.seed),
         PROFILE,
         gpus,
         arrivals,
@@ -65,7 +66,7 @@ def run(wanted, gpus, faults, cancellations, conditions, config) -> Outcomes:
     return simulation.run()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     ARRIVALS,
     GPUS,
@@ -109,6 +110,15 @@ def test_a_fleet_that_keeps_dying_still_finishes_the_work(wanted, gpus, conditio
     # Nobody gives up here, so that what is lost is really made good.
     outcomes = run(wanted, gpus, faults, [], conditions, Config(attempts=1000, grace_s=0.5))
     check_books(outcomes, gpus, math.inf if conditions.latency_s else 0.0)
+    assert all(tracked.stage is Stage.DONE for tracked in outcomes.requests)
+
+
+@pytest.mark.parametrize("name", ["edf", "tetriserve", "fixed:2", "rssp"])
+@settings(max_examples=30, deadline=None)
+@given(wanted=ARRIVALS, gpus=st.sampled_from([2, 4, 8]), faults=FAULTS, conditions=CONDITIONS)
+def test_policies_cope_with_a_changing_fleet(name, wanted, gpus, faults, conditions):
+    outcomes = run(wanted, gpus, faults, [], conditions, Config(attempts=1000, grace_s=0.5), resolve(name))
+    check_books(outcomes, gpus, math.inf)
     assert all(tracked.stage is Stage.DONE for tracked in outcomes.requests)
 
 

@@ -38,18 +38,24 @@ def _static(degree_of: Callable[[Problem, Request], int]) -> Policy:
         """Orders for this round."""
         blocks = Blocks(problem.gpus)
         free_at = {gpu.slot: gpu.free_at for gpu in problem.gpus}
-        begun = [request for request in problem.requests if request.slots]
-        waiting = [request for request in problem.requests if not request.slots]
+        waiting: list[Request] = []
         assignments = []
-        for request in begun:
+        for request in problem.requests:
             block = _block_of(blocks, request.slots, degree_of(problem, request))
-            if blocks.free.issuperset(block):
-                blocks.take(block)
+            if block is None:
+                waiting.append(request)
+                continue
+            if not blocks.free.issuperset(block):
+                # After a fault two can have come to share GPUs: one at a time.
+                continue
+            blocks.take(block)
             if request.ready_at <= problem.horizon and all(free_at[s] <= problem.horizon for s in block):
                 assignments.append(_assignment(problem, request, block, free_at))
         for slot in [slot for slot in blocks.free if free_at[slot] > problem.horizon]:
             blocks.take([slot])
         for request in sorted(waiting, key=lambda r: (r.arrived_at, r.id)):
+            if request.ready_at > problem.horizon:
+                continue
             found = blocks.find(degree_of(problem, request))
             if found is None:
                 break
@@ -61,10 +67,12 @@ def _static(degree_of: Callable[[Problem, Request], int]) -> Policy:
     return plan
 
 
-def _block_of(blocks: Blocks, slots: tuple[int, ...], degree: int) -> tuple[int, ...]:
-    """The block that a request has; what is left of it where an executor is gone."""
+def _block_of(blocks: Blocks, slots: tuple[int, ...], degree: int) -> tuple[int, ...] | None:
+    """The block that a request has; None where it has none yet, or one of its executors is gone."""
+    if not slots:
+        return None
     first = slots[0] // degree * degree
-    return next((b for b in blocks.every(degree) if b[0] == first), slots)
+    return next((block for block in blocks.every(degree) if block[0] == first), None)
 
 
 def _assignment(
