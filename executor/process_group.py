@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Iterable
 from datetime import timedelta
 
@@ -33,6 +34,7 @@ class Link:
         self.pg = pg
         # Duplicates of gloo's descriptors: valid even after gloo has closed its own.
         self._sockets = sockets
+        self._aborting = False
 
     def broken(self) -> bool:
         """Whether a peer has closed its end. Never blocks; always False on NCCL, which has no such sign."""
@@ -41,14 +43,15 @@ class Link:
     def cut(self) -> None:
         """Fail what blocks in this group here, or waits for this member. Any thread, any number of times.
 
-        On gloo it takes milliseconds. On NCCL it aborts the communicator, which has been seen to hang
-        where a kernel is stuck: do not call it from a thread that must answer.
+        On gloo it takes milliseconds. On NCCL the communicator is aborted in a thread of its own, since
+        that has been seen to hang where a kernel is stuck.
         """
         for s in self._sockets:
             with contextlib.suppress(OSError):
                 s.shutdown(socket.SHUT_RDWR)
-        if not self._sockets:
-            self.pg.abort()
+        if not self._sockets and not self._aborting:
+            self._aborting = True
+            threading.Thread(target=self.pg.abort, name="abort", daemon=True).start()
 
     def close(self) -> None:
         """Cut, and free what torch and the system hold for the group. Once, and not while it is in use."""
@@ -75,7 +78,8 @@ class World:
         self._timeout = timedelta(seconds=timeout_s)
         before = _own_sockets()
         self._gloo = dist.ProcessGroupGloo.create_device(hostname=host)
-        self.port = next(port for fd in _own_sockets() - before if (port := _listening_port(fd)))
+        # Zero where it cannot be seen: then a blocked collective ends by its time-out only.
+        self.port = next((port for fd in _own_sockets() - before if (port := _listening_port(fd))), 0)
         if device.type == "cuda":
             # A failed collective must not take the process down: the group is cut and made anew.
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
