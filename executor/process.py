@@ -59,7 +59,10 @@ def run(config: Config) -> None:
     groups = Groups(device, config.host)
     calibration = Calibration(pipeline, config.cache / "profiles")
     alone = groups.get(0, [Member(0, groups.store_address)], "start")
-    calibration.prepare(alone, [size for size in config.sizes if _can_draw(pipeline, *size)])
+    sizes = [size for size in config.sizes if _can_draw(pipeline, *size)]
+    if not sizes:
+        raise ValueError(f"--sizes: the model can draw none of them; its limits are {pipeline.limits}")
+    calibration.prepare(alone, sizes)
     asyncio.run(_serve(config, folder, pipeline, calibration, groups))
     # Python would take torch apart for seconds, and a computation that is still on its way would crash.
     logging.shutdown()

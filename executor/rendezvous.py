@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 # How long one exchange with a store may take: a frozen leader shows as an error after this.
 EXCHANGE_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 1.0
 
 _POLL_S = 0.0002
 _SLOWEST_POLL_S = 0.002
@@ -45,18 +46,26 @@ def connect(address: str) -> dist.TCPStore:
     """The store at `address` ("host:port"). ConnectionError where nobody serves it."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
-    try:
-        # torch retries a refused connection for its whole timeout; a refusal here is final.
-        socket.create_connection((host, int(port)), timeout=EXCHANGE_TIMEOUT_S).close()
-        return dist.TCPStore(
-            host,
-            int(port),
-            is_master=False,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=EXCHANGE_TIMEOUT_S),
-        )
-    except (OSError, ValueError, dist.DistError) as error:
-        raise ConnectionError(f"no store at {address!r}: {error}") from error
+    deadline = time.monotonic() + EXCHANGE_TIMEOUT_S
+    while True:
+        try:
+            # torch retries a refused connection for longer than its whole timeout; a refusal here is final.
+            socket.create_connection((host, int(port)), timeout=EXCHANGE_TIMEOUT_S).close()
+            store = dist.TCPStore(
+                host,
+                int(port),
+                is_master=False,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=CONNECT_TIMEOUT_S),
+            )
+            store.set_timeout(timedelta(seconds=EXCHANGE_TIMEOUT_S))
+            return store
+        except dist.DistError as error:
+            # A process that has just been killed may accept a last connection: ask again whether it refuses.
+            if time.monotonic() > deadline:
+                raise ConnectionError(f"no store at {address!r}: {error}") from error
+        except (OSError, ValueError) as error:
+            raise ConnectionError(f"no store at {address!r}: {error}") from error
 
 
 def wait(store: dist.Store, keys: Sequence[str], timeout_s: float, check: Callable[[], None]) -> list[bytes]:

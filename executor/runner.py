@@ -9,6 +9,7 @@ import functools
 import threading
 import time
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 
 import torch
 from PIL import Image
@@ -64,9 +65,12 @@ class Runner(threading.Thread):
 
     def run(self) -> None:
         """Run orders until there will be no more."""
-        while (job := self._jobs.take()) is not None:
-            self._run(job)
-        self._groups.close()
+        try:
+            while (job := self._jobs.take()) is not None:
+                self._run(job)
+            self._groups.close()
+        except Exception:
+            log.exception("the device thread has died")
 
     def _run(self, job: Job) -> None:
         order = job.order
@@ -96,6 +100,9 @@ class Runner(threading.Thread):
             job.session.report(pb.JoinRequest(order_done=done))
         else:
             self._courier.image(job, image, done)
+        if done.outcome == pb.OUTCOME_ERROR:
+            # Raises where the device itself is broken: then this executor must not go on.
+            self._synchronize()
 
     # Stages.
 
@@ -194,18 +201,23 @@ class Runner(threading.Thread):
     def _wait(self, job: Job, future: "Future[bytes | None]") -> bytes | None:
         """The future's result, unless the order is withdrawn first."""
         try:
-            while True:
-                try:
-                    return future.result(timeout=LOOK_UP_S)
-                except TimeoutError:
-                    self._check(job)
+            while not wait_for([future], LOOK_UP_S).done:
+                self._check(job)
+            return future.result()
         finally:
             future.cancel()
 
     def _check(self, job: Job) -> None:
         """Raise if the order, which has not begun, is not to begin."""
         _go(job)
-        if job.degree > 1 and (reason := self._groups.called_off(*job.meeting)):
+        if job.degree == 1:
+            return
+        try:
+            reason = self._groups.called_off(*job.meeting)
+        except ConnectionError as error:
+            leader = job.order.group.members[0].slot
+            raise GroupAborted(f"slot {leader}, the leader, is gone: {error}", [leader]) from error
+        if reason:
             raise CalledOff(reason)
 
     def _held(self, request_id: str) -> State | None:

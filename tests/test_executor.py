@@ -344,6 +344,12 @@ def test_survivors_of_a_killed_member_go_on(cluster, fleet):
     furthest = max(d.steps_done for d in done)
     assert 3 <= furthest < 40
     holder = [d.steps_done for d in done].index(furthest)
+    # Orders that the dead one leads end as well, before anybody has told of its death.
+    done = fleet.done(fleet.order([2, 0], "led", DENOISE, spec, steps=1, epoch=7), [0])
+    assert (done[0].outcome, list(done[0].lost_slots)) == (ABORTED, [2])
+    more = {"first_step": 5, "steps": 1, "holders": [1], "epoch": 7}
+    done = fleet.done(fleet.order([2, 0], "led", DENOISE, spec, **more), [0])
+    assert (done[0].outcome, list(done[0].lost_slots)) == (ABORTED, [2])
     fleet.send([0, 1], abort_groups=pb.AbortGroups(epoch=8, slots=[2]))
     more = {"first_step": furthest, "steps": 40 - furthest, "holders": [holder], "epoch": 8}
     done = run(fleet, [0, 1], "survives", DENOISE, spec, **more)
