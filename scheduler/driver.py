@@ -148,8 +148,6 @@ class Driver:
         self.apply(self.rounds.executor_joined(self.now(), executor.slot, r.node))
         held = {state.request_id: state.step for state in r.held}
         self.apply(self.rounds.executor_holds(self.now(), executor.slot, held))
-        held = {state.request_id: state.step for state in r.held}
-        self.apply(self.rounds.executor_holds(self.now(), executor.slot, held))
         self._measure_groups()
         log.info("executor joined", slot=executor.slot, device=r.device, address=r.address)
 

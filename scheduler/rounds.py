@@ -141,20 +141,6 @@ class Rounds:
             effects.append(Changed(request_id))
         return effects + self._touch(now)
 
-    def executor_holds(self, now: float, slot: int, held: Mapping[str, int]) -> list[Effect]:
-        """What an executor that has just joined holds from before: steps behind each request's state."""
-        effects: list[Effect] = []
-        for request_id, step in held.items():
-            tracked = self._active.get(request_id)
-            if tracked is None or step > tracked.submission.steps:
-                effects.append(Release(request_id, (slot,)))
-                continue
-            tracked.held[slot] = step
-            if not tracked.flights:
-                self._rewind(tracked)
-            effects.append(Changed(request_id))
-        return effects + self._touch(now)
-
     def executor_leaving(self, now: float, slot: int) -> list[Effect]:
         """No more orders for this one; it hands back what it has not begun."""
         self.slots[slot].leaving = True
