@@ -267,24 +267,16 @@ class Round(Lineup):
         return super()._piece(work, block, begin, steps, limit)
 
     def _can_follow(self, encoded: float) -> bool:
-        """Whether steps can be ordered within the round for what is encoded then."""
-        return self._lookahead(encoded) <= self.window.closes
-
-    def _lookahead(self, end: float) -> float:
-        """When to plan so as to follow what ends then without a pause."""
+        """Whether the steps of what is encoded then can still be ordered in this round, a lead ahead."""
         problem = self.board.problem
-        return max(problem.now, end - 0.9 * (problem.horizon - problem.now))
+        return encoded - (problem.horizon - problem.now) <= self.window.closes
 
     def _again_at(self) -> float:
         if not self._parts.aligned:
             return math.inf
-        window, problem = self.window, self.board.problem
-        if problem.now < window.opens - TOLERANCE:
-            return window.opens
-        encoded = [p.end for p in self.pieces.values() if p.work.stage is Stage.ENCODING]
-        if encoded and self._can_follow(max(encoded)):
-            return self._lookahead(max(encoded))
-        return window.end - window.grace
+        window = self.window
+        begun = self.board.problem.now >= window.opens - TOLERANCE
+        return window.end - window.grace if begun else window.opens
 
 
 @lru_cache(maxsize=1024)
