@@ -26,6 +26,7 @@ from executor.pipelines import Pipeline
 from executor.registration import introduction
 from executor.runner import Runner
 from executor.service import Agent, StateService
+from tetriserve.guard import Guard
 from tetriserve.logs import Logger
 from tetriserve.transport import SERVER_OPTIONS
 from tetriserve.v1 import executor_pb2
@@ -75,7 +76,7 @@ async def _serve(
     store, jobs, courier = Store(), Jobs(), Courier()
     states = StateService(store, jobs)
     checks = health.aio.HealthServicer()  # type: ignore[attr-defined]
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=[Guard()], options=SERVER_OPTIONS)
     rpc.add_ExecutorServiceServicer_to_server(states, server)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)

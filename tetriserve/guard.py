@@ -59,5 +59,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
 
 async def _internal(method: str, error: Exception, context: grpc.aio.ServicerContext) -> None:
+    if isinstance(error, NotImplementedError):
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here")
     log.exception("call failed", method=method)
     await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}; see the server's log")
