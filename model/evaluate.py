@@ -23,7 +23,7 @@ STEPS = 20
 
 def load(folder: str | Path) -> FluxPipeline:
     """The checkpoint in single precision, silent."""
-    pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    pipeline = FluxPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
