@@ -32,6 +32,8 @@ class Layout:
         """Slots of each block."""
         self.parent: dict[int, int] = {}
         """The block of twice the degree that each block is half of, where there is one."""
+        self.halves: dict[int, tuple[int, int]] = {}
+        """The two halves of each block of at least two slots, narrow blocks first."""
         degree = 1
         found: list[tuple[int, ...]] = [(slot,) for slot in self.slots]
         while found:
@@ -45,7 +47,9 @@ class Layout:
                 if first % (2 * degree) == 0 and buddy and node[first] == node[buddy[0]]:
                     found.append(block + buddy)
                     both = mask_of(found[-1])
-                    self.parent[mask_of(block)] = self.parent[mask_of(buddy)] = both
+                    low, high = mask_of(block), mask_of(buddy)
+                    self.parent[low] = self.parent[high] = both
+                    self.halves[both] = low, high
             degree *= 2
         self.max_degree = max(self.blocks, default=0)
 

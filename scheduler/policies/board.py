@@ -13,7 +13,7 @@ class Work:
     """What is left of a request. `held` is the mask of its slots; times in seconds.
 
     `due` is the deadline less the margin and the decoding: the denoising must end by then. `late`:
-    it cannot be met any more, even at the fastest degree. `slack` is the waiting that it can bear.
+    it cannot be met any more, even at the fastest degree.
     """
 
     request: Request
@@ -50,6 +50,10 @@ class Board:
         self.free_at: list[float] = [math.inf] * (self.layout.slots[-1] + 1)
         for gpu in problem.gpus:
             self.free_at[gpu.slot] = max(gpu.free_at, problem.now)
+        self.ends: dict[int, float] = {1 << slot: self.free_at[slot] for slot in self.layout.slots}
+        """When each block is free."""
+        for block, (low, high) in self.layout.halves.items():
+            self.ends[block] = max(self.ends[low], self.ends[high])
         self.free: int = mask_of(gpu.slot for gpu in problem.gpus if gpu.free_at <= problem.horizon)
         """GPUs that can be given an order now."""
         self.works: list[Work] = [self._work(request) for request in problem.requests]

@@ -8,9 +8,14 @@ first; who comes later takes what is left, and gaps before the others' reservati
 import math
 from dataclasses import dataclass
 
+from scheduler.placement import mask_of
 from scheduler.policies.board import Board, Work
-from scheduler.policies.mix import TOLERANCE, Mix
+from scheduler.policies.mix import TOLERANCE
+from scheduler.policies.path import Path, cheapest_path
 from scheduler.problem import Assignment, Stage
+
+MOVE_SECONDS = 0.01
+"""What a move to other GPUs is taken to cost."""
 
 
 @dataclass(slots=True)
@@ -35,87 +40,116 @@ class Lineup:
         self.finish: dict[str, float] = {}
         """When each placed request will end, decoding included."""
         self.gpu_seconds = 0.0
-        self._until = board.free_at.copy()
-        self._reserved = [math.inf] * len(self._until)
+        # When each block is free for good, and when the first reservation on each slot begins.
+        self._ends = board.ends.copy()
+        self._reserved = [math.inf] * len(board.free_at)
 
     # Placing.
 
-    def place(self, work: Work) -> bool:
-        """Give the work an order now or a reservation, so that it meets its deadline; False: it cannot."""
-        board = self.board
-        if board.startable(work) and self.free:
-            if work.stage is Stage.DENOISING:
-                placed = self._denoise_now(work)
-            else:
-                placed = self._single_now(work)
-            if placed:
-                return True
-        ready = work.ready
-        if work.stage is Stage.ENCODING:
-            ready = self._earliest(1, ready, work.held)[0] + work.encode
-        return self._go_on(work, work.steps, ready, work.held)
+    def place(self, work: Work, narrowest: int = 1) -> bool:
+        """Give the work an order now or a reservation, so that it meets its deadline; False: it cannot.
 
-    def _single_now(self, work: Work) -> bool:
-        """Encode or decode now on one GPU."""
+        It denoises on no fewer than `narrowest` GPUs once it has them.
+        """
+        if work.stage is Stage.ENCODING:
+            return self._encode(work, narrowest)
+        if work.stage is Stage.DENOISING:
+            return self._denoise(work, narrowest)
+        return self._decode(work)
+
+    def _encode(self, work: Work, narrowest: int) -> bool:
         piece = self._single(work)
         if piece is None:
-            return False
-        saved = self._hold(piece.block, piece.end)
-        if work.stage is Stage.DECODING:
-            self._accept(piece, piece.end)
+            begin, block = self._earliest(1, work.ready, work.held)
+            return self._reserve_path(work, work.steps, begin + work.encode, block, narrowest)
+        if self._reserve_path(work, work.steps, piece.end, piece.block, narrowest):
+            self.give(piece)
             return True
-        if self._go_on(work, work.steps, piece.end, piece.block):
-            self._accept(piece)
-            return True
-        self._restore(saved)
         return False
 
-    def _denoise_now(self, work: Work) -> bool:
-        """Begin to denoise now: as wide as it should be, or narrower where that can be made good later."""
-        budget = work.due - max(work.ready, self.board.problem.now)
-        mix = work.ladder.cheapest(work.steps, budget)
-        if mix is None:
+    def _decode(self, work: Work) -> bool:
+        piece = self._single(work)
+        begin, block = (piece.begin, piece.block) if piece else self._earliest(1, work.ready, work.held)
+        if begin > work.due + TOLERANCE:
             return False
-        for degree in reversed(work.ladder.degrees):
-            if degree > mix.wide:
-                continue
-            block = self._find(degree, work)
-            if block is None:
-                continue
-            begin, limit = self._window(block, work.ready)
-            if limit == math.inf:
-                whole = work.ladder.cheapest(work.steps, work.due - begin, degree)
-                if whole is not None and whole.wide == degree:
-                    self._accept(self._piece(work, block, begin, whole.wide_steps))
-                    self._commit(work, block, begin, whole)
+        if piece:
+            self._accept(piece)
+        else:
+            self._reserve(block, begin)
+        self._hold(block, begin + work.decode)
+        self.finish[work.request.id] = begin + work.decode
+        return True
+
+    def _denoise(self, work: Work, narrowest: int) -> bool:
+        """Take the cheapest path to the deadline; what of it can begin now becomes an order."""
+        path, blocks = self._path(work, work.steps, work.ready, work.held, narrowest)
+        if path is None:
+            return False
+        if self.board.startable(work) and self.free:
+            head, mix = path.head_steps, path.mix
+            block = blocks[path.head if head else mix.wide]
+            if block & ~self.free == 0 and path.begin <= self.board.problem.horizon:
+                piece = self._piece(work, block, path.begin, head or mix.wide_steps)
+                if piece is not None:
+                    self._accept(piece)
+                    self._keep(work, path, blocks, begun=True)
                     return True
-            piece = self._piece(work, block, begin, work.steps, limit)
+            if self._denoise_in_gap(work, mix.wide, narrowest):
+                return True
+        self._keep(work, path, blocks)
+        return True
+
+    def _denoise_in_gap(self, work: Work, widest: int, narrowest: int) -> bool:
+        """Give an order in front of others' reservations, if what follows still meets the deadline."""
+        for degree in reversed(work.ladder.degrees):
+            piece = self.order(work, degree, work.steps) if degree <= widest else None
             if piece is None:
                 continue
-            saved = self._hold(block, piece.end)
-            if self._go_on(work, work.steps - piece.steps, piece.end, block):
-                self._accept(piece)
+            left = work.steps - piece.steps
+            if left and self._reserve_path(work, left, piece.end, piece.block, narrowest):
+                self.give(piece)
                 return True
-            self._restore(saved)
+            if not left and piece.end <= work.due + TOLERANCE:
+                self.give(piece)
+                self.finish[work.request.id] = piece.end + work.decode
+                return True
         return False
 
-    def _go_on(self, work: Work, steps: int, ready: float, held: int) -> bool:
-        """Reserve GPUs from `ready` on for the rest: the narrowest that free up soon enough."""
-        if steps == 0:
-            begin, block = self._earliest(1, ready, held)
-            if begin > work.due + TOLERANCE:
-                return False
-            self._reserve(block, begin)
-            self._commit(work, block, begin, Mix(1, 0, 1, 0, 0.0, 0.0))
-            return True
+    def _path(
+        self, work: Work, steps: int, ready: float, held: int, narrowest: int
+    ) -> tuple[Path | None, dict[int, int]]:
+        """The cheapest path from `ready` on, and the block that it has at each degree."""
+        blocks: dict[int, int] = {}
+        openings: list[tuple[int, float]] = []
         for degree in work.ladder.degrees:
-            begin, block = self._earliest(degree, ready, held)
-            mix = work.ladder.cheapest(steps, work.due - begin, degree)
-            if mix is not None:
-                self._reserve(block, begin)
-                self._commit(work, block, begin, mix)
-                return True
-        return False
+            begin, blocks[degree] = self._earliest(degree, ready, held)
+            openings.append((degree, begin))
+        return cheapest_path(work.ladder, steps, work.due, openings, narrowest), blocks
+
+    def _reserve_path(self, work: Work, steps: int, ready: float, held: int, narrowest: int) -> bool:
+        path, blocks = self._path(work, steps, ready, held, narrowest)
+        if path is None:
+            return False
+        self._keep(work, path, blocks)
+        return True
+
+    def _keep(self, work: Work, path: Path, blocks: dict[int, int], begun: bool = False) -> None:
+        """Keep the blocks of a path, decoding included; the first is in use where it has `begun`."""
+        mix = path.mix
+        block = blocks[mix.wide]
+        if path.head_steps:
+            self._hold(blocks[path.head], path.switch)
+            if not begun:
+                self._reserve(blocks[path.head], path.begin)
+        if path.head_steps or not begun:
+            self._reserve(block, path.switch)
+        members = self.board.layout.members[block]
+        self._hold(block, path.switch + mix.wide_steps * work.ladder.step[mix.wide])
+        if mix.narrow_steps:
+            self._hold(mask_of(members[: mix.narrow]), path.end)
+        self._hold(1 << members[0], path.end + work.decode)
+        self.finish[work.request.id] = path.end + work.decode
+        self.gpu_seconds += path.gpu_seconds
 
     # Filling what is left.
 
@@ -165,8 +199,7 @@ class Lineup:
                     best, best_saved = wider, saved
             if best is None:
                 return
-            self._hold(best.block, best.end)
-            self._accept(best)
+            self.give(best)
 
     def assignments(self) -> tuple[Assignment, ...]:
         """The orders, in the order in which they were placed."""
@@ -211,8 +244,8 @@ class Lineup:
         return Piece(work, block, count, begin, begin + count * step)
 
     def _single(self, work: Work) -> Piece | None:
-        """An encoding or decoding on one free GPU."""
-        block = self._find(1, work)
+        """An encoding or decoding on one free GPU now."""
+        block = self._find(1, work) if self.board.startable(work) else None
         if block is None:
             return None
         begin, limit = self._window(block, work.ready)
@@ -233,45 +266,34 @@ class Lineup:
 
     def _earliest(self, degree: int, ready: float, held: int) -> tuple[float, int]:
         """When a block of the degree is free for good, and which."""
-        layout, until = self.board.layout, self._until
-        best, best_rank = 0, (math.inf, 0)
+        layout, ends = self.board.layout, self._ends
+        best, best_begin, best_rank, best_room = 0, math.inf, math.inf, 0
         for block in layout.blocks[degree]:
-            rank = (max(ready, *[until[s] for s in layout.members[block]]), -(block & held).bit_count())
-            if rank < best_rank:
-                best, best_rank = block, rank
-        return best_rank[0], best
+            begin = ends[block]
+            if begin < ready:
+                begin = ready
+            rank = begin if not held or block & held else begin + MOVE_SECONDS
+            if rank > best_rank + TOLERANCE:
+                continue
+            room = layout.room(block, self.free) - (block & held).bit_count()
+            if rank < best_rank - TOLERANCE or room < best_room:
+                best, best_begin, best_rank, best_room = block, begin, rank, room
+        return best_begin, best
 
-    def _hold(self, block: int, end: float) -> list[tuple[int, float]]:
-        """Keep the block until `end`; what it takes to undo that."""
-        until = self._until
-        saved = [(slot, until[slot]) for slot in self.board.layout.members[block]]
-        for slot, before in saved:
-            until[slot] = max(before, end)
-        return saved
-
-    def _restore(self, saved: list[tuple[int, float]]) -> None:
-        for slot, before in saved:
-            self._until[slot] = before
+    def _hold(self, slots: int, end: float) -> None:
+        """Keep slots until `end`."""
+        ends = self._ends
+        for single in self.board.layout.blocks[1]:
+            if single & slots and ends[single] < end:
+                ends[single] = end
+        for block, (low, high) in self.board.layout.halves.items():
+            ends[block] = max(ends[low], ends[high])
 
     def _reserve(self, block: int, begin: float) -> None:
         reserved = self._reserved
         for slot in self.board.layout.members[block]:
             reserved[slot] = min(reserved[slot], begin)
 
-    def _accept(self, piece: Piece, finish: float | None = None) -> None:
+    def _accept(self, piece: Piece) -> None:
         self.pieces[piece.work.request.id] = piece
         self.free &= ~piece.block
-        if finish is not None:
-            self.finish[piece.work.request.id] = finish
-
-    def _commit(self, work: Work, block: int, begin: float, mix: Mix) -> None:
-        """Keep the block for a whole mix and the decoding, narrowing on the way."""
-        members = self.board.layout.members[block]
-        switch = begin + mix.wide_steps * work.ladder.step.get(mix.wide, 0.0)
-        end = begin + mix.seconds
-        until = self._until
-        for index, slot in enumerate(members):
-            until[slot] = max(until[slot], end if index < mix.narrow and mix.narrow_steps else switch)
-        until[members[0]] = max(until[members[0]], end + work.decode)
-        self.finish[work.request.id] = end + work.decode
-        self.gpu_seconds += mix.gpu_seconds

@@ -4,7 +4,6 @@ Least GPU-seconds for a number of steps within a time is a linear program with t
 that two degrees suffice: the wide one for as few steps as must be, the narrow one for the rest.
 """
 
-import sys
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,43 +25,51 @@ class Mix(NamedTuple):
 
 
 class Ladder:
-    """The degrees worth using for one size, ascending, with the seconds of a step at each."""
+    """The degrees worth using for one size, ascending, with the seconds of a step at each.
 
-    def __init__(self, steps: dict[int, float]) -> None:
-        self.step = steps
-        self.degrees: tuple[int, ...] = tuple(steps)
+    A wider degree is faster than all narrower ones (see `Profile.degrees`).
+    """
+
+    def __init__(self, step: dict[int, float]) -> None:
+        self.step = step
+        self.degrees: tuple[int, ...] = tuple(step)
         self.widest: int = self.degrees[-1]
-        self.fastest: float = steps[self.widest]
-        self.least_cost: float = min(k * t for k, t in steps.items())
+        self.fastest: float = step[self.widest]
+        self.least_cost: float = min(k * t for k, t in step.items())
         """GPU-seconds of a step where it costs least."""
         # Cheapest first, so that the first degree that is fast enough alone is the answer.
-        self._by_cost = sorted(((k * t, k, t) for k, t in steps.items()), key=lambda rung: rung[:2])
+        rungs = sorted((k * t, k, t) for k, t in step.items())
+        self._rungs = {
+            (low, high): [rung for rung in rungs if low <= rung[1] <= high]
+            for low in (1, *self.degrees)
+            for high in self.degrees
+        }
 
-    def cheapest(self, steps: int, seconds: float, widest: int = sys.maxsize) -> Mix | None:
-        """The mix of least GPU-seconds that does `steps` within `seconds`, on at most `widest` GPUs.
+    def cheapest(self, steps: int, seconds: float, widest: int = 0, narrowest: int = 1) -> Mix | None:
+        """The mix of least GPU-seconds that does `steps` within `seconds`; None where nothing can.
 
-        None where nothing is fast enough.
+        `widest` and `narrowest` bound the degrees; they are degrees of this ladder, or left out.
         """
+        widest = widest or self.widest
         seconds += TOLERANCE
-        if steps * self.fastest > seconds:
+        if steps * self.step[widest] > seconds:
             return None
-        rungs = self._by_cost if widest >= self.widest else [r for r in self._by_cost if r[1] <= widest]
         best: Mix | None = None
+        rungs = self._rungs[narrowest, widest]
         for index, (cost, degree, step) in enumerate(rungs):
             if best is not None and steps * cost >= best.gpu_seconds:
                 break
             if steps * step <= seconds:
-                return _less(best, Mix(degree, steps, degree, 0, steps * step, steps * cost))
+                return _cheaper(best, Mix(degree, steps, degree, 0, steps * step, steps * cost))
             # Too slow alone, the cheapest of what is left: with as few faster steps as it takes.
-            for fast_cost, fast_degree, fast_step in rungs[index + 1 :]:
+            for fast_cost, fast, fast_step in rungs[index + 1 :]:
                 if steps * fast_step > seconds:
                     continue
-                fast_steps = _ceil((steps * step - seconds) / (step - fast_step))
+                fast_steps = -int((seconds - steps * step) / (step - fast_step) // 1)
                 slow_steps = steps - fast_steps
+                took = fast_steps * fast_step + slow_steps * step
                 total = fast_steps * fast_cost + slow_steps * cost
-                if best is None or total < best.gpu_seconds:
-                    took = fast_steps * fast_step + slow_steps * step
-                    best = Mix(fast_degree, fast_steps, degree, slow_steps, took, total)
+                best = _cheaper(best, Mix(fast, fast_steps, degree, slow_steps, took, total))
         return best
 
     def at_once(self, steps: int) -> Mix:
@@ -71,12 +78,8 @@ class Ladder:
         return Mix(self.widest, steps, self.widest, 0, took, self.widest * took)
 
 
-def _less(best: Mix | None, mix: Mix) -> Mix:
+def _cheaper(best: Mix | None, mix: Mix) -> Mix:
     return mix if best is None or mix.gpu_seconds < best.gpu_seconds else best
-
-
-def _ceil(x: float) -> int:
-    return -int(-x // 1)
 
 
 @lru_cache(maxsize=4096)

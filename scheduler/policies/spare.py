@@ -4,7 +4,7 @@ Steps cannot be interrupted, so work that is late anyway must not stand in the w
 tight deadlines: it leaves half of the GPUs free, and its orders are short.
 """
 
-from scheduler.policies.board import Board, Work
+from scheduler.policies.board import Work
 from scheduler.policies.lineup import Lineup, Piece
 from scheduler.problem import Stage
 
