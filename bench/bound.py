@@ -31,6 +31,7 @@ class Bound:
 
     Where it is not proven, a time limit has cut the search short, and the true bound may be lower.
     `total` is the weight of the requests with a deadline, `hopeless` of those that miss it even alone.
+    `chosen` are the ids of those that the best relaxed schedule found has on time.
     """
 
     weight: float
@@ -40,6 +41,7 @@ class Bound:
     periods: int
     largest_period: int
     seconds: float
+    chosen: tuple[str, ...]
 
     @property
     def sar(self) -> float | None:
@@ -49,8 +51,9 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request as the bound sees it: `single` seconds on one GPU besides the steps, in [begin, end]."""
+    """A request as the bound sees it; times in seconds."""
 
+    id: str
     begin: float
     end: float
     encode: float
@@ -82,10 +85,12 @@ def bound(arrivals: Iterable[Arrival], profile: Profile, gpus: int, time_limit_s
     feasible = [job for job in jobs if job.feasible]
     periods = _busy_periods(feasible)
     weight, proven = 0.0, True
+    chosen: list[str] = []
     for period in periods:
-        best, optimal = _solve(period, gpus, time_limit_s)
+        best, optimal, on_time = _solve(period, gpus, time_limit_s)
         weight += best
         proven = proven and optimal
+        chosen += on_time
     total = sum(job.weight for job in jobs)
     return Bound(
         weight=weight,
@@ -95,6 +100,7 @@ def bound(arrivals: Iterable[Arrival], profile: Profile, gpus: int, time_limit_s
         periods=len(periods),
         largest_period=max(map(len, periods), default=0),
         seconds=time.perf_counter() - started,
+        chosen=tuple(chosen),
     )
 
 
@@ -102,6 +108,7 @@ def _jobs(arrivals: Iterable[Arrival], profile: Profile, gpus: int) -> list[Job]
     widest = min(profile.max_degree, 1 << (gpus.bit_length() - 1))
     return [
         Job(
+            id=s.id,
             begin=arrival.at,
             end=arrival.at + s.deadline_s,
             encode=profile.encode(),
@@ -167,11 +174,11 @@ class _Rows:
         return LinearConstraint(csr_array((self._data, self._columns, self._starts), shape), ub=self._upper)
 
 
-def _solve(jobs: Sequence[Job], gpus: int, time_limit_s: float) -> tuple[float, bool]:
-    """The most weight on time in one busy period, and whether that is proven."""
+def _solve(jobs: Sequence[Job], gpus: int, time_limit_s: float) -> tuple[float, bool, list[str]]:
+    """The most weight on time in one busy period, whether that is proven, and whose it is."""
     everything = sum(job.weight for job in jobs)
     if len(jobs) == 1:
-        return everything, True
+        return everything, True, [job.id for job in jobs]
     # Data.
     cuts = sorted({t for job in jobs for t in (job.begin, job.steps_begin, job.steps_end, job.end)})
     slots = list(itertools.pairwise(cuts))
@@ -233,9 +240,10 @@ def _solve(jobs: Sequence[Job], gpus: int, time_limit_s: float) -> tuple[float, 
     )
 
     # Solution.
+    chosen = [] if found.x is None else [job.id for job, z in zip(jobs, found.x, strict=False) if z > 0.5]
     if found.mip_dual_bound is None or not math.isfinite(found.mip_dual_bound):
-        return everything, False
+        return everything, False, chosen
     weight = min(everything, -float(found.mip_dual_bound) + 1e-6)
     if all(job.weight == int(job.weight) for job in jobs):
         weight = float(math.floor(weight))
-    return weight, found.status == 0
+    return weight, found.status == 0, chosen

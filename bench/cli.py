@@ -8,12 +8,13 @@ from typing import Any
 import click
 
 from bench import bound as limits
+from bench import misses as missed
 from bench import traces
 from bench.compare import lines
 from bench.matrix import GROUPS
 from bench.options import MACHINES, POSITIVE, WORKLOAD, Policy, options, setting
 from bench.runs import profile, run
-from bench.show import progress_bar, show_bound, show_comparison, show_summary
+from bench.show import progress_bar, show_bound, show_comparison, show_misses, show_summary
 from bench.trials import BOUND, Trial, perform_all
 from scheduler import policies
 
@@ -94,6 +95,26 @@ def bound(time_limit: float, as_json: bool, **given: Any) -> None:
         click.echo(json.dumps(figures, indent=2))
     else:
         show_bound(figures)
+
+
+@main.command(epilog=POLICIES)
+@click.option("--policy", type=Policy(), required=True, help="How rounds are planned; see below.")
+@options(WORKLOAD, MACHINES)
+@seed
+@as_json
+def misses(policy: str, as_json: bool, **given: Any) -> None:
+    """List what a policy missed and a scheduler that knows the future could have had on time.
+
+    With each, the requests that were there at the same time: who was in the way.
+    """
+    wanted = setting(**given)
+    arrivals = wanted.arrivals()
+    limit = limits.bound(arrivals, profile(wanted.profile), wanted.gpus)
+    found = missed.misses(wanted.simulate(policy, arrivals).requests, limit)
+    if as_json:
+        click.echo(json.dumps([asdict(miss) for miss in found], indent=2))
+    else:
+        show_misses(found)
 
 
 @main.command(epilog=POLICIES)

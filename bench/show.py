@@ -9,6 +9,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.compare import HEADER, LEGEND, Line, cells
+from bench.misses import Miss
 
 _LABELS = {
     "requests": "requests",
@@ -72,6 +73,27 @@ def show_comparison(lines: Sequence[Line]) -> None:
     console = Console()
     console.print(table)
     console.print(LEGEND)
+
+
+def show_misses(misses: Sequence[Miss]) -> None:
+    """Print what a policy missed."""
+    table = Table(title=f"{len(misses)} missed that could have been on time", title_justify="left")
+    for title in ("request", "arrived", "had, s", "took, s", "degrees", "at the same time: from, to"):
+        table.add_column(title)
+    for miss in misses:
+        rivals = (
+            f"{rival.size} {rival.arrived:+.1f} {rival.deadline:+.1f}{'' if rival.on_time else ' (late)'}"
+            for rival in miss.rivals
+        )
+        table.add_row(
+            f"{miss.id} {miss.size}",
+            f"{miss.arrived_at:.1f}",
+            f"{miss.allowed:.2f}",
+            f"{miss.took:.2f}",
+            ">".join(map(str, miss.degrees)) or "-",
+            "\n".join(rivals),
+        )
+    Console().print(table)
 
 
 @contextmanager

@@ -47,6 +47,7 @@ def perform(trial: Trial) -> Record:
     if trial.policy == BOUND:
         found = bound(setting.arrivals(), profile(setting.profile), setting.gpus, trial.bound_limit_s)
         figures: Record = {**asdict(found), "sar": found.sar, "sar_weighted": found.sar}
+        del figures["chosen"]  # long, and of no use in tables
     else:
         figures = run_in_detail(trial.policy, setting)
     return {"key": trial.key, "cell": trial.cell, "policy": trial.policy, "seed": trial.seed, **figures}

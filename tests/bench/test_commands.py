@@ -129,6 +129,17 @@ def test_the_bound_is_above_what_is_reached():
     assert reached["sar"] <= limit["sar_bound"] <= 1
 
 
+def test_misses_are_what_the_bound_has_and_the_policy_has_not():
+    words = ["--policy", "fixed:8", *SHORT, "--mix", "skewed", "--rate", 24, "--slo-scale", 1.5]
+    found = figures("misses", *words)
+    limit = figures("bound", *words[2:])
+    reached = figures("simulate", *words)
+    assert len(found) >= limit["weight"] - reached["on_time"] > 0
+    assert {miss["id"] for miss in found} <= set(limit["chosen"])
+    assert all(miss["took"] > miss["allowed"] for miss in found)
+    assert "missed that could have been on time" in call("misses", *words)
+
+
 def test_compare_shows_policies_side_by_side():
     records = json.loads(
         call("compare", "--policies", "edf,fixed:8", *SHORT, "--seeds", 2, "--jobs", 1, "--json")
