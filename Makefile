@@ -42,11 +42,14 @@ protos: $(INSTALLED)  ## Generate tetriserve/v1 from protos/
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. \
 		protos/tetriserve/v1/*.proto
 
+model: $(INSTALLED)  ## Train the built-in model from nothing into build/model (hours; QUICK=1: two minutes, no good pictures)
+	$(BIN)/python -m model.train --work build/model --out build/model/checkpoint $(if $(QUICK),--quick)
+
 lock:  ## Resolve pyproject.toml anew into requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet torch==2.13.0 -e '.[dev]'
 	build/lock/bin/pip freeze --all --exclude-editable --exclude pip | \
 		grep -v -E '^(nvidia|triton|cuda)' | sed -E 's/\+cpu$$//' > requirements.lock
 
-clean:  ## Remove what was made, but not data/
-	rm -rf $(VENV) out build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+clean:  ## Remove what was made, but not data/ and build/model
+	rm -rf $(VENV) out build/lock .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
