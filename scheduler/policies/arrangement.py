@@ -31,7 +31,7 @@ def _find(board: Board, degree: int, slots: int, held: int, others: int) -> int 
     layout, horizon = board.layout, board.problem.horizon
 
     def rank(block: int) -> tuple[int, int, float, int]:
-        free_at = max(horizon, *[board.free_at[slot] for slot in layout.members[block]])
+        free_at = max(horizon, board.ends[block])
         own, kept = (block & held).bit_count(), (block & others & ~held).bit_count()
         return own, -kept, -free_at, -layout.room(block, slots)
 

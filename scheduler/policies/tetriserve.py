@@ -27,7 +27,7 @@ Not here: batches of small requests, because the core gives each request orders 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from scheduler.placement import mask_of
@@ -73,6 +73,9 @@ def tetriserve(variant: str = "") -> Policy:
     parts = VARIANTS[variant]
 
     def plan(problem: Problem, _budget_s: float) -> Plan:
+        if not parts.placement:
+            # Nobody is anywhere, so that nobody is kept there.
+            problem = replace(problem, requests=tuple(replace(r, slots=()) for r in problem.requests))
         return Round(Board(problem), parts).plan()
 
     return plan
@@ -126,9 +129,6 @@ class Round(Lineup):
             self.window = aligned_window(problem)
         else:
             self.window = Window(problem.now + problem.round_s, -math.inf, math.inf, math.inf)
-        if not parts.placement:
-            for work in board.works:
-                work.held = 0
 
     def plan(self) -> Plan:
         """Orders for the round if now is the time to plan it, else what may begin between rounds."""
