@@ -7,6 +7,8 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from tetriserve.transport import host_port
+
 DTYPES = ("float32", "bfloat16")
 
 
@@ -48,17 +50,6 @@ class Config:
     def host(self) -> str:
         """The address of this host for its peers."""
         return self.advertise or host_port(self.listen, "--listen", free_port=True)[0]
-
-
-def host_port(text: str, option: str, free_port: bool = False) -> tuple[str, int]:
-    """Split `HOST:PORT` (an IPv6 address in brackets); port 0 only where the system may choose."""
-    host, colon, port = text.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]")
-    if not colon or not bare or (":" in bare and not host.startswith("[")):
-        raise ValueError(f"{option}: expected HOST:PORT, not {text!r}")
-    if not port.isascii() or not port.isdigit() or not (0 if free_port else 1) <= int(port) <= 65535:
-        raise ValueError(f"{option}: the port is a number up to 65535, not {port!r}")
-    return bare, int(port)
 
 
 def cache_folder() -> Path:

@@ -19,7 +19,7 @@ from scheduler.service import FleetService, SchedulerService
 from tetriserve import logs
 from tetriserve.guard import Guard
 from tetriserve.logs import Logger
-from tetriserve.transport import SERVER_OPTIONS
+from tetriserve.transport import SERVER_OPTIONS, host_port
 from tetriserve.v1 import executor_pb2, executor_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
 
 log = Logger("scheduler")
@@ -35,6 +35,14 @@ def _policy(_context: click.Context, _parameter: click.Parameter, name: str) -> 
     return name
 
 
+def _address(_context: click.Context, _parameter: click.Parameter, text: str) -> str:
+    try:
+        host_port(text, "--listen", free_port=True)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return text
+
+
 POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
 
@@ -44,7 +52,11 @@ NOT_NEGATIVE = click.FloatRange(min=0)
     epilog="\b\nPolicies:\n" + "\n".join(f"  {line}" for line in policies.describe().splitlines()),
 )
 @click.option(
-    "--listen", default="127.0.0.1:7700", metavar="HOST:PORT", help="Where clients and executors call."
+    "--listen",
+    default="127.0.0.1:7700",
+    metavar="HOST:PORT",
+    callback=_address,
+    help="Where clients and executors call; port 0 takes a free one.",
 )
 @click.option("--policy", default="cp-sat", callback=_policy, help="How rounds are planned; see below.")
 @click.option(

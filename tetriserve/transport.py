@@ -28,3 +28,18 @@ SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),
 ]
 """For whoever listens."""
+
+
+def host_port(text: str, option: str, free_port: bool = False) -> tuple[str, int]:
+    """Split `HOST:PORT` (an IPv6 address in brackets); port 0 only where the system may choose.
+
+    Raises ValueError, naming the option. gRPC itself takes an address without a port for port 443, and a
+    port beyond 65535 for what is left of it in 16 bits.
+    """
+    host, colon, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not colon or not bare or (":" in bare and not host.startswith("[")):
+        raise ValueError(f"{option}: expected HOST:PORT, not {text!r}")
+    if not port.isascii() or not port.isdigit() or not (0 if free_port else 1) <= int(port) <= 65535:
+        raise ValueError(f"{option}: the port is a number up to 65535, not {port!r}")
+    return bare, int(port)
