@@ -276,3 +276,19 @@ def test_help_explains_itself() -> None:
 
 def test_printable_keeps_words_and_drops_steering() -> None:
     assert show.printable("maison à 5 €\x1b[31m\n") == "maison à 5 €�[31m�"
+
+
+def test_a_full_disk_is_one_line(fake: FakeScheduler) -> None:
+    queue(fake)
+    result = run("get", "mine", "-o", "/dev/full")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: cannot write: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.usefixtures("fake")
+def test_bytes_that_are_no_text_are_refused() -> None:
+    for words in (["submit", b"bad\xff"], ["get", b"bad\xff"]):
+        done = subprocess.run([*COMMAND, *words], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert "\\udcff' is not valid" in done.stderr

@@ -121,6 +121,14 @@ def test_submit_leaves_to_the_model_what_was_not_said(client: Any, fake: FakeSch
     assert first.request.image.seed != second.request.image.seed
 
 
+def test_the_same_words_with_an_id_are_the_same_request(client: Any, fake: FakeScheduler) -> None:
+    for id in ("a", "a", "b"):
+        client.submit("x", (64, 32), id=id)
+    first, again, other = (sent.request for sent in fake.calls("Submit"))
+    assert first == again
+    assert first.image.seed != other.image.seed
+
+
 def test_a_submit_whose_answer_was_lost_is_not_submitted_twice(client: Any, fake: FakeScheduler) -> None:
     fake.answered_and_lost = 2
     status = client.submit("x", "64x64")
@@ -202,13 +210,14 @@ def test_errors_keep_the_code_and_the_message(
         ({"weight": float("inf")}, "weight"),
         ({"guidance": float("nan")}, "guidance"),
         ({"on_late": "cry"}, "on_late"),
+        ({"prompt": "\udcff"}, "prompt"),
     ],
 )
 def test_what_does_not_fit_the_contract_is_refused_here(
     client: Any, fake: FakeScheduler, options: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(tetriserve.InvalidArgument, match=f"^{field}: "):
-        client.submit("x", **options)
+        client.submit(**({"prompt": "x"} | options))
     assert not fake.calls("Submit")
 
 

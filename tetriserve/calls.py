@@ -4,6 +4,7 @@ Every call is harmless to repeat: those that change something name what they cha
 `submit` chooses one where its caller does not.
 """
 
+import hashlib
 import math
 import random
 import secrets
@@ -51,7 +52,7 @@ def submit(
 ) -> Call[RequestStatus]:
     request = Request(
         id=id or secrets.token_hex(6),
-        image=_image(prompt, size, steps, secrets.randbits(32) if seed is None else seed, guidance),
+        image=_image(prompt, size, steps, _seed(id) if seed is None else seed, guidance),
         deadline=None if deadline is None else parse_duration(deadline),
         weight=weight,
         on_late=_choice(OnLate, on_late, "on_late"),
@@ -196,6 +197,13 @@ def _page(answer: scheduler_pb2.ListResponse) -> Page:
     return Page(
         tuple(convert.status_from_proto(status) for status in answer.statuses), answer.next_page_token
     )
+
+
+def _seed(id: str | None) -> int:
+    """Random; with an id it follows from it, so that whoever submits again asks for the same picture."""
+    if not id:
+        return secrets.randbits(32)
+    return int.from_bytes(hashlib.sha256(id.encode(errors="replace")).digest()[:4])
 
 
 def _image(prompt: str, size: Size, steps: int | None, seed: int, guidance: float | None) -> ImageSpec:

@@ -1,5 +1,6 @@
 """The command line: `tetriserve submit "a red house under a yellow sun" -o house.png`."""
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -69,6 +70,12 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except TetriServeError as error:
             raise Failure(error) from error
+        except UnicodeEncodeError as error:
+            raise click.UsageError(f"{error.object!r:.80} is not valid text.") from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # the reader has seen enough; click leaves quietly
+            raise click.ClickException(f"cannot write: {error}") from error
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
 
@@ -109,7 +116,7 @@ def main() -> None:
 @click.argument("prompt")
 @image_size
 @image_steps
-@click.option("--seed", type=int, help="Same seed, same picture. [default: random]")
+@click.option("--seed", type=int, help="Same seed, same picture. [default: random, or from --id]")
 @click.option("--guidance", type=float, help="How closely to follow the prompt. [default: the model's]")
 @click.option("--deadline", help="From now to the finished image, e.g. 8s or 1.5m. [default: best effort]")
 @click.option("--weight", type=float, default=1.0, show_default=True, help="Worth of meeting the deadline.")

@@ -63,7 +63,8 @@ class Client:
 
         `size` in pixels, (768, 512) or "768x512". `deadline` in seconds from now, or "8s"; None is
         best effort. What is None else is left to the model, but for `seed` and `id`, which are
-        chosen at random. An id of your own makes it harmless to submit the same request again.
+        chosen at random. An id of your own makes it harmless to submit the same request again; the
+        seed then follows from the id.
         """
         return self._run(calls.submit(prompt, size, steps, seed, deadline, weight, on_late, id, guidance))
 

@@ -53,6 +53,10 @@ def image_to_proto(image: ImageSpec) -> types_pb2.ImageSpec:
     ):
         if not 0 <= value < limit:
             raise InvalidArgument(f"{name}: {value} is not between 0 and {limit - 1}")
+    try:
+        image.prompt.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"prompt: {image.prompt!r:.80} is not valid Unicode") from None
     if image.guidance is not None and not math.isfinite(image.guidance):
         raise InvalidArgument(f"guidance: {image.guidance} is not a number")
     return types_pb2.ImageSpec(
