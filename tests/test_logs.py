@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 
 import click
 import pytest
@@ -83,3 +86,22 @@ def test_options_of_a_command():
     assert runner.invoke(command, []).output == "text info\n"
     assert runner.invoke(command, [], env={"TETRISERVE_LOG_FORMAT": "json"}).output == "json info\n"
     assert runner.invoke(command, ["--log-level", "loud"]).exit_code == 2
+
+
+def test_grpc_writes_nothing_between_the_lines():
+    """Its notes go past `logging`; it reads its setting once, so that must come before its import."""
+    packages = "scheduler", "scheduler.__main__", "tetriserve", "executor.__main__"
+    env = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    for package in packages:
+        code = (
+            "import os, sys\n"
+            "class Watch:\n"
+            "    def find_spec(self, name, *_):\n"
+            "        if name == 'grpc': print(os.environ.get('GRPC_VERBOSITY'))\n"
+            "sys.meta_path.insert(0, Watch())\n"
+            f"import {package}"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "ERROR\n", package

@@ -5,6 +5,7 @@ with tetriserve.Client() as client:
     client.result(status.id).save("house.png")
 """
 
+from tetriserve import quiet  # noqa: F401  (before grpc)
 from tetriserve.client import AsyncClient, Client
 from tetriserve.errors import (
     AlreadyExists,
