@@ -1,5 +1,6 @@
 """`python -m executor`: run denoising steps on one device for a TetriServe scheduler."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -162,6 +163,8 @@ def main(
         _run(config)
     except KeyboardInterrupt:
         log.info("stopped before it was ready")
+        # Where it broke into an `exec` of a library's import, Python would still end as if killed by SIGINT.
+        os._exit(0)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
 

@@ -3,6 +3,8 @@
 import asyncio
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +16,9 @@ from PIL import Image
 
 from executor import __main__ as command
 from executor import builtin
-from executor.config import host_port
 from executor.link import Link, Refused, Session
 from executor.once import alone
+from tetriserve.transport import host_port
 from tetriserve.v1 import executor_pb2 as pb
 
 
@@ -210,3 +212,15 @@ def test_an_image_that_cannot_be_uploaded_ends_the_order_as_aborted(fleet: FakeF
     (done,) = [r.order_done for r in fleet.seats[0].reports if r.HasField("order_done")]
     assert done.outcome == pb.OUTCOME_ABORTED
     assert "not uploaded" in done.error
+
+
+def test_a_signal_while_it_loads_ends_it_well():
+    """Also in the middle of an `exec`, with which libraries make classes when they are imported."""
+    code = (
+        "from executor import __main__ as command\n"
+        "command._run = lambda config: exec('raise KeyboardInterrupt')\n"
+        "command.main([])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "stopped before it was ready" in done.stderr
