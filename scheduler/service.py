@@ -137,9 +137,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         status = await self._status(message.id, context)
         if status.stage != types_pb2.STAGE_DONE:
             stage = types_pb2.Stage.Name(status.stage).removeprefix("STAGE_").lower()
-            await context.abort(
-                Code.FAILED_PRECONDITION, f"request {message.id} has no image: it is {stage} {status.error}"
-            )
+            why = f"{stage}: {status.error}" if status.error else stage
+            await context.abort(Code.FAILED_PRECONDITION, f"request {message.id} has no image: it is {why}")
         try:
             data = await asyncio.to_thread(self._driver.journal.image(message.id).read_bytes)
         except FileNotFoundError:

@@ -116,6 +116,8 @@ def test_a_late_request_that_wants_to_be_dropped_is(shared):
     assert "deadline" in status.error
     with pytest.raises(errors.RequestEnded):
         shared.result(request.id)
+    with pytest.raises(errors.FailedPrecondition, match="it is dropped: the deadline"):
+        shared.image(request.id)
 
 
 def test_the_same_request_again_gets_the_same_answer_and_another_one_is_refused(shared):
@@ -308,7 +310,9 @@ def test_no_torch_in_the_scheduler(processes, client):
     ("words", "says"),
     [
         (["--policy", "best"], "cp-sat"),
-        (["--listen", "nowhere:99999"], "nowhere"),
+        (["--listen", "nowhere:7700"], "nowhere"),
+        (["--listen", "127.0.0.1:99999"], "99999"),
+        (["--listen", "localhost"], "HOST:PORT"),
         (["--node-size", "3"], "power of two"),
         (["--data-dir", "/proc/none"], "/proc/none"),
     ],
