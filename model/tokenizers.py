@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from model.captions import caption_words
@@ -26,21 +27,36 @@ def t5_tokenizer(length: int, words: Sequence[str] = WORDS) -> T5TokenizerFast:
     return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=length)
 
 
+def joined(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """The pieces of a word after a merge: every such pair of neighbours is one piece."""
+    out: list[str] = []
+    for piece in pieces:
+        if out and (out[-1], piece) == pair:
+            out[-1] += piece
+        else:
+            out.append(piece)
+    return out
+
+
+def learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte-pair encoding until each word is one piece, the most frequent pair first.
+
+    `tokenizers` has a trainer for this, but its order of equal pairs differs from run to run.
+    """
+    spelled = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for pieces in spelled for pair in pairwise(pieces)):
+        merges.append(max(counts, key=lambda pair: (counts[pair], pair)))
+        spelled = [joined(pieces, merges[-1]) for pieces in spelled]
+    return merges
+
+
 def clip_tokenizer(length: int, words: Sequence[str] = WORDS) -> CLIPTokenizer:
     """A CLIP tokenizer (byte-level BPE) whose merges join each known word into one token."""
-    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trained.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=100_000, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    trained.train_from_iterator([*words, *PUNCTUATION], trainer)
-    vocab = dict(trained.get_vocab())
+    merges = learn_merges(words)
     # Every byte may also end a word: CLIP's unknown token is its end token, and would cut a prompt short.
-    for letter in alphabet:
-        vocab.setdefault(f"{letter}</w>", len(vocab))
-    for special in ("<|startoftext|>", "<|endoftext|>"):
-        vocab[special] = len(vocab)
-    merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)

@@ -91,3 +91,8 @@ def test_unknown_words_do_not_end_the_prompt_early() -> None:
     prompt = "a zebra près d'un 木 red house"
     assert clip(prompt).input_ids.count(clip.eos_token_id) == 1
     assert t5.convert_ids_to_tokens(t5("a zebra red").input_ids) == ["▁a", "<unk>", "▁red", "</s>"]
+
+
+def test_the_numbers_of_the_tokens_are_the_same_every_time() -> None:
+    assert clip_tokenizer(77).get_vocab() == clip_tokenizer(77).get_vocab()
+    assert t5_tokenizer(TEXT_LENGTH).get_vocab() == t5_tokenizer(TEXT_LENGTH).get_vocab()
