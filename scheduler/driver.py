@@ -70,6 +70,7 @@ class Driver:
         self.term = uuid.uuid4().hex  # orders are counted anew by each scheduler
         self._policy: Policy = resolve(policy)
         self._budget_s = budget_s
+        self._assembled = False
         self._pace: Pace | None = None
         self._attempts: Counter[int] = Counter()  # at measuring a degree
         self._ended: set[str] = set()  # requests that can be dropped from memory
@@ -93,7 +94,9 @@ class Driver:
 
     @property
     def _complete(self) -> bool:
-        return len(self.fleet.executors) >= max(1, self.expect)
+        # Only the beginning waits for all of them: who is lost later must not stop the others.
+        self._assembled = self._assembled or len(self.fleet.executors) >= self.expect
+        return self._assembled and bool(self.fleet.executors)
 
     async def written(self, write: Callable[..., T], *args: Any) -> T:
         """Run a call of the journal in its thread, after the calls before it."""

@@ -249,7 +249,7 @@ def test_without_executors_it_says_so(processes):
 
 
 def test_an_executor_that_dies_takes_no_request_with_it(processes, client):
-    processes.scheduler()
+    processes.scheduler("--expect", "2")
     survivor, victim = processes.executor(), processes.executor()
     processes.wait(client, 2)
     requests = [client.submit("a house", "512x512", steps=20).id for _ in range(3)]
