@@ -12,8 +12,8 @@ from scheduler.problem import Problem, Request, Stage
 class Work:
     """What is left of a request. `held` is the mask of its slots; times in seconds.
 
-    `due` is the deadline less the margin and the decoding: the denoising must end by then. `late`:
-    it cannot be met any more, even at the fastest degree.
+    The denoising must end by `hard_due`, the deadline less the decoding, and should end by `due`, the
+    margin before that. `late`: it cannot be met any more, even at the fastest degree.
     """
 
     request: Request
@@ -22,6 +22,7 @@ class Work:
     encode: float
     decode: float
     due: float
+    hard_due: float
     late: bool
     held: int
 
@@ -73,4 +74,4 @@ class Board:
         # A margin that could not be kept even alone is no reason to give up.
         margin = min(problem.margin_s, max(0.0, due - ends))
         late = ends > due + TOLERANCE
-        return Work(request, steps, ready, encode, decode, due - margin, late, mask_of(request.slots))
+        return Work(request, steps, ready, encode, decode, due - margin, due, late, mask_of(request.slots))

@@ -1,14 +1,14 @@
 """Earliest deadline first: each request at the cheapest degrees that still meet its deadline.
 
 Planned anew at every event, so that a request runs wide only for as long as it must. What does not
-fit runs narrower or waits for a reserved block, with others in the gaps before it; idle GPUs speed up
-what runs.
+fit runs narrower until it may go on wide, or waits for a reserved block, with others in the gaps before
+it. Idle GPUs speed up what runs.
 """
 
 from collections.abc import Iterable
 
 from scheduler.policies.board import Board, Work
-from scheduler.policies.lineup import Lineup
+from scheduler.policies.lineup import Aim, Lineup
 from scheduler.policies.spare import fill
 from scheduler.problem import Decision, Plan, Policy, Problem
 
@@ -32,16 +32,16 @@ def by_deadline(works: Iterable[Work]) -> list[Work]:
 
 
 def line_up(board: Board, ranked: Iterable[Work]) -> Lineup:
-    """Place the work in its order; then what finds no way to its deadline, where GPUs are free."""
+    """Place the work in its order, each to meet its deadline with the margin, or else without."""
     lineup = Lineup(board)
-    lost = [work for work in ranked if not lineup.place(work)]
-    for work in lost:
-        lineup.squeeze(work)
+    for work in ranked:
+        if not lineup.place(work, Aim(work.due)):
+            lineup.place(work, Aim(work.hard_due))
     return lineup
 
 
 def finish(lineup: Lineup, decision: Decision) -> Plan:
-    """The plan of a line-up: late and best-effort work on GPUs that nobody needs, then scale-up."""
+    """The plan of a line-up, with GPUs that no deadline needs put to use: others' work, then scale-up."""
     fill(lineup)
     lineup.widen()
     late = tuple(work.request.id for work in lineup.board.works if work.late)

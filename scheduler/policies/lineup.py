@@ -7,6 +7,7 @@ first; who comes later takes what is left, and gaps before the others' reservati
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scheduler.placement import mask_of
 from scheduler.policies.board import Board, Work
@@ -20,13 +21,21 @@ MOVE_SECONDS = 0.01
 
 @dataclass(slots=True)
 class Piece:
-    """An order to be given: `steps` of the work's next stage on `block`."""
+    """An order to be given: `steps` of the work's next stage on `block`, in at most `longest` seconds."""
 
     work: Work
     block: int
     steps: int
     begin: float
     end: float
+    longest: float = math.inf
+
+
+class Aim(NamedTuple):
+    """By when a request's denoising is to end, and on how many GPUs at least once they are free."""
+
+    due: float
+    narrowest: int = 1
 
 
 class Lineup:
@@ -46,31 +55,28 @@ class Lineup:
 
     # Placing.
 
-    def place(self, work: Work, narrowest: int = 1) -> bool:
-        """Give the work an order now or a reservation, so that it meets its deadline; False: it cannot.
-
-        It denoises on no fewer than `narrowest` GPUs once it has them.
-        """
+    def place(self, work: Work, aim: Aim) -> bool:
+        """Give the work an order now or a reservation, so that it meets its aim; False: it cannot."""
         if work.stage is Stage.ENCODING:
-            return self._encode(work, narrowest)
+            return self._encode(work, aim)
         if work.stage is Stage.DENOISING:
-            return self._denoise(work, narrowest)
-        return self._decode(work)
+            return self._denoise(work, aim)
+        return self._decode(work, aim)
 
-    def _encode(self, work: Work, narrowest: int) -> bool:
+    def _encode(self, work: Work, aim: Aim) -> bool:
         piece = self._single(work)
         if piece is None:
             begin, block = self._earliest(1, work.ready, work.held)
-            return self._reserve_path(work, work.steps, begin + work.encode, block, narrowest)
-        if self._reserve_path(work, work.steps, piece.end, piece.block, narrowest):
+            return self._reserve_path(work, work.steps, begin + work.encode, block, aim)
+        if self._reserve_path(work, work.steps, piece.end, piece.block, aim):
             self.give(piece)
             return True
         return False
 
-    def _decode(self, work: Work) -> bool:
+    def _decode(self, work: Work, aim: Aim) -> bool:
         piece = self._single(work)
         begin, block = (piece.begin, piece.block) if piece else self._earliest(1, work.ready, work.held)
-        if begin > work.due + TOLERANCE:
+        if begin > aim.due + TOLERANCE:
             return False
         if piece:
             self._accept(piece)
@@ -80,9 +86,9 @@ class Lineup:
         self.finish[work.request.id] = begin + work.decode
         return True
 
-    def _denoise(self, work: Work, narrowest: int) -> bool:
+    def _denoise(self, work: Work, aim: Aim) -> bool:
         """Take the cheapest path to the deadline; what of it can begin now becomes an order."""
-        path, blocks = self._path(work, work.steps, work.ready, work.held, narrowest)
+        path, blocks = self._path(work, work.steps, work.ready, work.held, aim)
         if path is None:
             return False
         if self.board.startable(work) and self.free:
@@ -94,29 +100,29 @@ class Lineup:
                     self._accept(piece)
                     self._keep(work, path, blocks, begun=True)
                     return True
-            if self._denoise_in_gap(work, mix.wide, narrowest):
+            if self._denoise_in_gap(work, mix.wide, aim):
                 return True
         self._keep(work, path, blocks)
         return True
 
-    def _denoise_in_gap(self, work: Work, widest: int, narrowest: int) -> bool:
+    def _denoise_in_gap(self, work: Work, widest: int, aim: Aim) -> bool:
         """Give an order in front of others' reservations, if what follows still meets the deadline."""
         for degree in reversed(work.ladder.degrees):
             piece = self.order(work, degree, work.steps) if degree <= widest else None
             if piece is None:
                 continue
             left = work.steps - piece.steps
-            if left and self._reserve_path(work, left, piece.end, piece.block, narrowest):
+            if left and self._reserve_path(work, left, piece.end, piece.block, aim):
                 self.give(piece)
                 return True
-            if not left and piece.end <= work.due + TOLERANCE:
+            if not left and piece.end <= aim.due + TOLERANCE:
                 self.give(piece)
                 self.finish[work.request.id] = piece.end + work.decode
                 return True
         return False
 
     def _path(
-        self, work: Work, steps: int, ready: float, held: int, narrowest: int
+        self, work: Work, steps: int, ready: float, held: int, aim: Aim
     ) -> tuple[Path | None, dict[int, int]]:
         """The cheapest path from `ready` on, and the block that it has at each degree."""
         blocks: dict[int, int] = {}
@@ -124,10 +130,10 @@ class Lineup:
         for degree in work.ladder.degrees:
             begin, blocks[degree] = self._earliest(degree, ready, held)
             openings.append((degree, begin))
-        return cheapest_path(work.ladder, steps, work.due, openings, narrowest), blocks
+        return cheapest_path(work.ladder, steps, aim.due, openings, aim.narrowest), blocks
 
-    def _reserve_path(self, work: Work, steps: int, ready: float, held: int, narrowest: int) -> bool:
-        path, blocks = self._path(work, steps, ready, held, narrowest)
+    def _reserve_path(self, work: Work, steps: int, ready: float, held: int, aim: Aim) -> bool:
+        path, blocks = self._path(work, steps, ready, held, aim)
         if path is None:
             return False
         self._keep(work, path, blocks)
@@ -153,23 +159,6 @@ class Lineup:
 
     # Filling what is left.
 
-    def squeeze(self, work: Work) -> bool:
-        """Give the work an order now if its cheapest mix fits, though its deadline is in doubt."""
-        board = self.board
-        if not (board.startable(work) and self.free):
-            return False
-        if work.stage is not Stage.DENOISING:
-            piece = self.order(work, 1, 0)
-        else:
-            mix = work.ladder.cheapest(work.steps, work.due - work.ready)
-            if mix is None:
-                return False
-            piece = self.order(work, mix.wide, mix.wide_steps)
-        if piece is None:
-            return False
-        self.give(piece)
-        return True
-
     def order(self, work: Work, degree: int, steps: int, seconds: float = math.inf) -> Piece | None:
         """An order of at most `steps` steps and `seconds` on a free block, in front of reservations."""
         if work.stage is not Stage.DENOISING:
@@ -178,7 +167,10 @@ class Lineup:
         if block is None:
             return None
         begin, limit = self._window(block, work.ready)
-        return self._piece(work, block, begin, steps, min(limit, begin + seconds))
+        piece = self._piece(work, block, begin, steps, min(limit, begin + seconds))
+        if piece is not None:
+            piece.longest = seconds
+        return piece
 
     def give(self, piece: Piece) -> None:
         """Give an order that `order` made."""
@@ -262,7 +254,11 @@ class Lineup:
         if block.bit_count() not in piece.work.ladder.step:
             return None
         begin, limit = self._window(block, piece.work.ready)
-        return self._piece(piece.work, block, begin, piece.work.steps, limit)
+        limit = min(limit, begin + piece.longest)
+        wider = self._piece(piece.work, block, begin, piece.work.steps, limit)
+        if wider is not None:
+            wider.longest = piece.longest
+        return wider
 
     def _earliest(self, degree: int, ready: float, held: int) -> tuple[float, int]:
         """When a block of the degree is free for good, and which."""

@@ -114,7 +114,7 @@ def _options(board: Board, work: Work) -> list[_Option]:
                 forms.append((degree, begin + steps * step, work.steps - steps))
     found = []
     for degree, end, steps in forms:
-        mix = work.ladder.cheapest(steps, work.due - end)
+        mix = work.ladder.cheapest(steps, work.hard_due - end)
         if mix is not None:
             found.append(_Option(work, degree, end, steps, mix.gpu_seconds))
     return found
@@ -156,7 +156,7 @@ def _blocks(board: Board, options: list[_Option]) -> list[Row]:
 def _energy(board: Board, options: list[_Option]) -> list[Row]:
     """Until each deadline, what must have been used by then fits into what the GPUs have left."""
     ends = board.problem.now + board.problem.round_s
-    dues = sorted({option.work.due for option in options})
+    dues = sorted({option.work.hard_due for option in options})
     if len(dues) > MAX_DEADLINES:
         step = len(dues) / MAX_DEADLINES
         dues = [dues[int((n + 1) * step) - 1] for n in range(MAX_DEADLINES)]
@@ -180,8 +180,8 @@ def _used_by(option: _Option, due: float, ends: float) -> float:
     over = option.degree * max(0.0, min(option.end, due) - ends)
     # What begins before the round is over may use GPUs that this row does not count.
     over -= work.ladder.widest * max(0.0, ends - option.end)
-    if work.due <= due + TOLERANCE:
+    if work.hard_due <= due + TOLERANCE:
         return over + option.rest
     # What is not due yet can wait for as long as the fastest degree makes up for it.
-    later = int((work.due - max(due, option.end)) / work.ladder.fastest + TOLERANCE)
+    later = int((work.hard_due - max(due, option.end)) / work.ladder.fastest + TOLERANCE)
     return over + max(0, option.steps - later) * work.ladder.least_cost

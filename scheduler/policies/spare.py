@@ -1,46 +1,60 @@
-"""What to do with GPUs that no deadline needs: late and best-effort work, in short orders.
+"""What to do with GPUs that no deadline needs: best-effort work, and work that will be late.
 
-Steps cannot be interrupted, so work that is late anyway must not stand in the way of arrivals with
-tight deadlines: it leaves half of the GPUs free, and its orders are short.
+Steps cannot be interrupted, so such work must not stand in the way of the next arrival, which may have
+no time to lose. Hence its orders are short, they are not queued ahead, and a degree whose steps are
+long is not used unless all are, or the request has waited for long.
 """
 
-from scheduler.policies.board import Work
+from scheduler.placement import mask_of
+from scheduler.policies.board import Board, Work
 from scheduler.policies.lineup import Lineup, Piece
 from scheduler.problem import Stage
 
-LANE_SECONDS = 0.3
-"""Longest order of the lane, where a step is shorter."""
+BLOCKING_S = 0.15
+"""How long an order may keep a GPU from an arrival, where a step is not longer."""
+PATIENCE_S = 60.0
+"""A request that has waited for n times this may block for n times as long."""
 
 
-def fill(lineup: Lineup, spare: int | None = None) -> None:
-    """Give orders to best-effort and late work, oldest first, so that `spare` GPUs stay free."""
+def fill(lineup: Lineup) -> None:
+    """Give short orders on GPUs that are idle: best effort and doubtful before late, oldest first."""
     board = lineup.board
-    total = len(board.layout.slots)
-    room = max(1, total - (total // 2 if spare is None else spare))
-    works = [w for w in board.works if _in_lane(w)]
-    room -= sum(work.held.bit_count() for work in works if not board.startable(work))
-    for work in sorted(works, key=lambda w: (w.late, w.request.arrived_at, w.request.id)):
-        if room < 1 or not lineup.free:
-            return
-        if not board.startable(work):
-            continue
-        piece = _order(lineup, work, room)
+    now = board.problem.now
+    waiting = [work for work in board.works if work.ready <= now and _is_spare(lineup, work)]
+    waiting.sort(key=lambda work: (work.late, work.request.arrived_at, work.request.id))
+    idle = mask_of(gpu.slot for gpu in board.problem.gpus if gpu.free_at <= now)
+    ahead, lineup.free = lineup.free & ~idle, lineup.free & idle
+    for index, work in enumerate(waiting):
+        if not lineup.free:
+            break
+        piece = _order(lineup, work, lineup.free.bit_count() // (len(waiting) - index))
         if piece is not None:
             lineup.give(piece)
-            room -= piece.block.bit_count()
+    lineup.free |= ahead
 
 
-def _in_lane(work: Work) -> bool:
-    return (work.late and not work.request.drop_late) or not work.has_deadline
+def _is_spare(lineup: Lineup, work: Work) -> bool:
+    if work.late:
+        return not work.request.drop_late
+    return work.request.id not in lineup.finish
 
 
-def _order(lineup: Lineup, work: Work, room: int) -> Piece | None:
-    """A short order at the widest degree that there is room for."""
+def _order(lineup: Lineup, work: Work, share: int) -> Piece | None:
+    """A short order at the widest degree within the share; the narrowest that is fast, if that is wider."""
     if work.stage is not Stage.DENOISING:
         return lineup.order(work, 1, 0)
-    for degree in reversed(work.ladder.degrees):
-        if degree <= room:
-            piece = lineup.order(work, degree, work.steps, max(LANE_SECONDS, work.ladder.step[degree]))
+    ladder = work.ladder
+    longest = _longest(lineup.board, work)
+    fast = [degree for degree in ladder.degrees if ladder.step[degree] <= longest] or [ladder.widest]
+    for degree in reversed(fast):
+        if degree <= max(share, fast[0]):
+            piece = lineup.order(work, degree, work.steps, max(longest, ladder.step[degree]))
             if piece is not None:
                 return piece
     return None
+
+
+def _longest(board: Board, work: Work) -> float:
+    """Seconds that an order of the work may take."""
+    waited = board.problem.now - work.request.arrived_at
+    return BLOCKING_S * max(1.0, waited / PATIENCE_S)
