@@ -65,7 +65,7 @@ class Group:
         self.members = members
         self.rank = rank
         self._world = world
-        self._store: dist.Store | None = None
+        self._store: dist.Store | rendezvous.RemoteStore | None = None
         self._meeting: Meeting | None = None
         self._past: list[str] = []  # where the leader wrote for meetings before
         self._held = Agreement(generation=0, ports=())
@@ -123,7 +123,7 @@ class Group:
     def _link(self, part: str, rank: int, size: int) -> dist.ProcessGroup:
         assert self._store is not None
         name = f"{self.name}/g{self._held.generation}/{part}"
-        link = self._world.create(name, self._store, rank, size, self._held.ports)
+        link = self._world.create(name, rendezvous.native(self._store), rank, size, self._held.ports)
         with self._lock:
             self._links.append(link)
             aborted = self._aborted
@@ -229,7 +229,7 @@ class Group:
 
     def _meet(
         self,
-        store: dist.Store,
+        store: dist.Store | rendezvous.RemoteStore,
         name: str,
         generations: Iterator[int],
         timeout_s: float,
@@ -258,7 +258,7 @@ class Group:
     def _preside(
         self,
         meeting: Meeting,
-        store: dist.Store,
+        store: dist.Store | rendezvous.RemoteStore,
         generations: Iterator[int],
         timeout_s: float,
         check: Callable[[], None],

@@ -256,7 +256,7 @@ class Groups:
             for name, past in forgotten:
                 rendezvous.clear(self._server.store, *past, f"{name}/g")
 
-    def _store_of(self, members: Sequence[Member]) -> dist.Store:
+    def _store_of(self, members: Sequence[Member]) -> dist.Store | rendezvous.RemoteStore:
         """Their leader's store, where they meet."""
         address = members[0].store
         if address == self.store_address:
@@ -266,7 +266,7 @@ class Groups:
         return self._clients[address]
 
     @contextmanager
-    def _exchange(self, members: Sequence[Member]) -> Iterator[dist.Store]:
+    def _exchange(self, members: Sequence[Member]) -> Iterator[dist.Store | rendezvous.RemoteStore]:
         """Their leader's store, with its troubles as ConnectionError."""
         try:
             yield self._store_of(members)

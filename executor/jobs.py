@@ -31,9 +31,14 @@ class Job:
         self.met = False  # all members were there: nobody waits for this one outside a collective
 
     @property
+    def leader(self) -> int:
+        """Slot of its group's leader."""
+        return self.order.group.members[0].slot
+
+    @property
     def leads(self) -> bool:
         """Whether this executor is the leader of the order's group."""
-        return self.order.group.members[0].slot == self.session.slot
+        return self.leader == self.session.slot
 
     @property
     def degree(self) -> int:

@@ -44,7 +44,7 @@ class Meeting:
         name: of the meeting, used once.
     """
 
-    def __init__(self, store: dist.Store, group: str, name: str) -> None:
+    def __init__(self, store: dist.Store | rendezvous.RemoteStore, group: str, name: str) -> None:
         self._store = store
         self._prefix = f"{group}/m{name}/"
         self._answer = f"{self._prefix}answer"

@@ -6,10 +6,16 @@ and the scheduler needs no torch.
 
 from __future__ import annotations
 
+import queue
 import socket
+import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
+from concurrent import futures
+from concurrent.futures import Future
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
@@ -42,7 +48,67 @@ class StoreServer:
         )
 
 
-def connect(address: str) -> dist.TCPStore:
+class RemoteStore:
+    """Another executor's store, of which no exchange takes longer than EXCHANGE_TIMEOUT_S.
+
+    Most of torch's own exchanges wait for as long as it takes; with a frozen leader that is until it
+    wakes. So they run in a thread that is left behind where no answer comes.
+    """
+
+    def __init__(self, native: dist.TCPStore) -> None:
+        self.native = native
+        """For making process groups, whose own time-outs hold."""
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None]
+        self._calls = queue.SimpleQueue()
+        self._silent = False
+        threading.Thread(target=_answer, args=(self._calls,), name="store", daemon=True).start()
+        weakref.finalize(self, self._calls.put, None)
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether all keys are there."""
+        return bool(self._call(self.native.check, keys))
+
+    def get(self, key: str) -> bytes:
+        """The value of a key that is there."""
+        return bytes(self._call(self.native.get, key))
+
+    def set(self, key: str, value: str | bytes) -> None:
+        """Write a value."""
+        self._call(self.native.set, key, value)
+
+    def compare_set(self, key: str, expected: str, value: str) -> bytes:
+        """Write a value where the old one is as expected; the value afterwards."""
+        return bytes(self._call(self.native.compare_set, key, expected, value))
+
+    def _call(self, exchange: Callable[..., Any], *words: Any) -> Any:
+        if self._silent:
+            raise ConnectionError("the store did not answer before")
+        future: Future[Any] = Future()
+        self._calls.put((future, exchange, words))
+        done, _ = futures.wait([future], EXCHANGE_TIMEOUT_S)
+        if not done:
+            self._silent = True
+            raise ConnectionError(f"the store has not answered for {EXCHANGE_TIMEOUT_S:g} s")
+        return future.result()
+
+
+def _answer(calls: queue.SimpleQueue[Any]) -> None:
+    while (call := calls.get()) is not None:
+        future, exchange, words = call
+        try:
+            future.set_result(exchange(*words))
+        except Exception as error:
+            future.set_exception(error)
+        # Between calls this thread must not keep the store, or what was said, alive.
+        del call, future, exchange, words
+
+
+def native(store: dist.Store | RemoteStore) -> dist.Store:
+    """torch's own store, which process groups are made over."""
+    return store.native if isinstance(store, RemoteStore) else store
+
+
+def connect(address: str) -> RemoteStore:
     """The store at `address` ("host:port"). ConnectionError where nobody serves it."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
@@ -59,7 +125,7 @@ def connect(address: str) -> dist.TCPStore:
                 timeout=timedelta(seconds=CONNECT_TIMEOUT_S),
             )
             store.set_timeout(timedelta(seconds=EXCHANGE_TIMEOUT_S))
-            return store
+            return RemoteStore(store)
         except dist.DistError as error:
             # A process that has just been killed may accept a last connection: ask again whether it refuses.
             if time.monotonic() > deadline:
@@ -68,7 +134,9 @@ def connect(address: str) -> dist.TCPStore:
             raise ConnectionError(f"no store at {address!r}: {error}") from error
 
 
-def wait(store: dist.Store, keys: Sequence[str], timeout_s: float, check: Callable[[], None]) -> list[bytes]:
+def wait(
+    store: dist.Store | RemoteStore, keys: Sequence[str], timeout_s: float, check: Callable[[], None]
+) -> list[bytes]:
     """The values of `keys`, once all are there.
 
     `check` is called between looks and ends the wait by raising. It polls: torch's own blocking wait

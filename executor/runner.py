@@ -90,7 +90,8 @@ class Runner(threading.Thread):
                 case _:
                     raise ValueError(f"no order is about stage {order.stage}")
         except Exception as error:
-            if job.degree > 1 and not job.met:
+            # A lost leader has nobody left to tell; if it is frozen, its store would not even answer.
+            if job.degree > 1 and not job.met and job.leader not in job.lost:
                 self._call_off(job, str(error))
             _fail(done, error)
         held = self._held(order.request_id)
