@@ -42,6 +42,7 @@ async def codes() -> list[tuple[grpc.StatusCode, str]]:
             stub.Get(scheduler_pb2.GetRequest(id="x")),
             drain(),
             stub.List(scheduler_pb2.ListRequest()),
+            channel.unary_unary("/tetriserve.v1.SchedulerService/Get")(b"\x0a\x02\xff\xfe"),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call
@@ -51,9 +52,10 @@ async def codes() -> list[tuple[grpc.StatusCode, str]]:
 
 
 def test_mistakes_are_internal_and_aborts_pass():
-    aborted, mistaken, streamed, missing = asyncio.run(codes())
+    aborted, mistaken, streamed, missing, malformed = asyncio.run(codes())
     assert aborted == (grpc.StatusCode.NOT_FOUND, "not here")
     assert mistaken[0] is streamed[0] is grpc.StatusCode.INTERNAL
     assert "KeyError: 'a mistake'" in mistaken[1]
     assert "streamed" in streamed[1]
     assert missing[0] is grpc.StatusCode.UNIMPLEMENTED
+    assert malformed[0] is grpc.StatusCode.INVALID_ARGUMENT

@@ -1,6 +1,7 @@
 """Keeps a server's own mistakes from reaching callers as UNKNOWN."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -25,9 +26,16 @@ class Guard(grpc.aio.ServerInterceptor):
             return None
         method = handler_call_details.method
 
+        def lenient(payload: bytes) -> Any:
+            try:
+                return handler.request_deserializer(payload)
+            except Exception as error:
+                return _Malformed(str(error))
+
         def plain(inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
             async def guarded(message: Any, context: grpc.aio.ServicerContext) -> Any:
                 try:
+                    await _refuse_malformed(message, context)
                     return await inner(message, context)
                 except (grpc.aio.AbortError, grpc.aio.BaseError):
                     raise
@@ -39,6 +47,7 @@ class Guard(grpc.aio.ServerInterceptor):
         def streamed(inner: Callable[..., Any]) -> Callable[..., Any]:
             async def guarded(message: Any, context: grpc.aio.ServicerContext) -> Any:
                 try:
+                    await _refuse_malformed(message, context)
                     async for response in inner(message, context):
                         yield response
                 except (grpc.aio.AbortError, grpc.aio.BaseError):
@@ -55,7 +64,21 @@ class Guard(grpc.aio.ServerInterceptor):
             (True, True): (grpc.stream_stream_rpc_method_handler, "stream_stream", streamed),
         }
         make, name, wrap = wraps[handler.request_streaming, handler.response_streaming]
-        return make(wrap(getattr(handler, name)), handler.request_deserializer, handler.response_serializer)
+        # A stream's messages are the handler's own business: it meets them one by one.
+        deserializer = handler.request_deserializer if handler.request_streaming else lenient
+        return make(wrap(getattr(handler, name)), deserializer, handler.response_serializer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Malformed:
+    """Stands for a request whose bytes are no message; gRPC itself would answer UNKNOWN."""
+
+    why: str
+
+
+async def _refuse_malformed(message: Any, context: grpc.aio.ServicerContext) -> None:
+    if isinstance(message, _Malformed):
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the request cannot be read: {message.why}")
 
 
 async def _internal(method: str, error: Exception, context: grpc.aio.ServicerContext) -> None:
