@@ -101,8 +101,9 @@ def _options(board: Board, work: Work) -> list[_Option]:
     problem = board.problem
     begin, ends = max(work.ready, problem.now), problem.now + problem.round_s
     encode = work.encode if work.stage is Stage.ENCODING else 0.0
-    # Who waits goes on at the next event, which may come before the round is over.
-    forms = [(0, max(begin, _next_event(board)) + encode, work.steps)]
+    # Who waits may go on at once: the next event can come before the round is over, and an order can be
+    # shorter than the round. Anything later would not be a relaxation.
+    forms = [(0, begin + encode, work.steps)]
     if board.startable(work) and board.free:
         if work.stage is not Stage.DENOISING:
             # On one GPU and short: taken as free of charge, so that the model stays a relaxation.
@@ -118,21 +119,6 @@ def _options(board: Board, work: Work) -> list[_Option]:
         if mix is not None:
             found.append(_Option(work, degree, end, steps, mix.gpu_seconds))
     return found
-
-
-def _next_event(board: Board) -> float:
-    """The earliest time after now at which the next round can be planned."""
-    now, horizon = board.problem.now, board.problem.horizon
-    ends = [now + board.problem.round_s]
-    ends += [free_at for slot in board.layout.slots if (free_at := board.free_at[slot]) > horizon]
-    for work in board.works:
-        if not board.startable(work):
-            ends.append(work.ready)
-        elif work.stage is Stage.DENOISING:
-            ends.append(now + work.ladder.fastest)
-        else:
-            ends.append(now + (work.encode if work.stage is Stage.ENCODING else work.decode))
-    return max(now, min(ends))
 
 
 def _one_choice_each(options: list[_Option]) -> list[Row]:
