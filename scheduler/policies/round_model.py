@@ -168,6 +168,6 @@ def _used_by(option: _Option, due: float, ends: float) -> float:
     over -= work.ladder.widest * max(0.0, ends - option.end)
     if work.hard_due <= due + TOLERANCE:
         return over + option.rest
-    # What is not due yet can wait for as long as the fastest degree makes up for it.
-    later = int((work.hard_due - max(due, option.end)) / work.ladder.fastest + TOLERANCE)
-    return over + max(0, option.steps - later) * work.ladder.least_cost
+    # What is not due yet can wait for as long as the fastest degree makes up for it; a step may straddle.
+    later = (work.hard_due - max(due, option.end)) / work.ladder.fastest
+    return over + max(0.0, option.steps - later) * work.ladder.least_cost
