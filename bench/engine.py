@@ -99,7 +99,8 @@ def _median(work: Callable[[], object], repeats: int) -> float:
 
 def _state(worker: Worker, model: str, size: Size) -> State:
     pipeline = worker.pipeline(model)
-    return pipeline.start(ImageSpec(PROMPT, *size, steps=20, seed=0), pipeline.encode(PROMPT))
+    image = ImageSpec(PROMPT, *size, steps=20, seed=0)
+    return pipeline.start(image, pipeline.encode(image))
 
 
 def _steps(worker: Worker, model: str, size: Size, slots: list[int], repeats: int) -> float:

@@ -120,7 +120,7 @@ class Calibration:
         """Go through all stages once: first calls are slow."""
         log.info("warming up")
         image = ImageSpec("a warm sun", *size, steps=1, seed=0)
-        state = self._pipeline.start(image, self._pipeline.encode(image.prompt))
+        state = self._pipeline.start(image, self._pipeline.encode(image))
         (state,) = self._pipeline.step([state], alone_group)
         self._pipeline.decode(state)
 

@@ -16,6 +16,7 @@ class ImageSpec:
         steps: denoising steps, 1 or more.
         seed: of the initial noise, 0 to 2**64 - 1.
         guidance: how closely to follow the prompt; None: the model's default.
+        negative_prompt: what not to draw; empty: nothing in particular.
     """
 
     prompt: str
@@ -24,3 +25,4 @@ class ImageSpec:
     steps: int
     seed: int
     guidance: float | None = None
+    negative_prompt: str = ""

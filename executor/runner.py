@@ -111,7 +111,7 @@ class Runner(threading.Thread):
         began = time.perf_counter()
         image = _image(job)
         done.warnings.extend(self._pipeline.check(image))
-        state = self._pipeline.start(image, self._pipeline.encode(image.prompt))
+        state = self._pipeline.start(image, self._pipeline.encode(image))
         self._synchronize()
         self._store.put(job.order.request_id, state)
         done.seconds = time.perf_counter() - began
@@ -182,7 +182,7 @@ class Runner(threading.Thread):
             raise CalledOff(f"step {order.first_step} was not reached, only {held.step}")
         image = _image(job)
         if order.checkpoint:
-            condition = held.condition if held is not None else self._pipeline.encode(image.prompt)
+            condition = held.condition if held is not None else self._pipeline.encode(image)
             state = unpack_latent(order.checkpoint, image, condition, self._pipeline.device)
             if state.step != order.first_step:
                 raise ValueError(f"the checkpoint is at step {state.step}, not at {order.first_step}")
@@ -197,7 +197,7 @@ class Runner(threading.Thread):
             raise StateMissing(f"the state at step {order.first_step} is not held by {holders or 'anybody'}")
         # The beginning can always be made anew.
         self._pipeline.check(image)
-        return self._pipeline.start(image, self._pipeline.encode(image.prompt))
+        return self._pipeline.start(image, self._pipeline.encode(image))
 
     def _wait(self, job: Job, future: "Future[bytes | None]") -> bytes | None:
         """The future's result, unless the order is withdrawn first."""

@@ -15,6 +15,7 @@ from PIL import Image
 from executor.groups import Group
 from executor.image import ImageSpec
 from executor.latents import Condition, State
+from executor.pipelines import guidance
 
 MAX_STEPS = 1000
 MAX_SEED = 2**64 - 1
@@ -34,6 +35,8 @@ class Limits:
         max_tokens: the most image tokens.
         max_prompt_tokens: what is longer is cut, with a warning.
         default_guidance: where a request has none; None: the model takes no guidance.
+        two_passes: guidance is classifier-free: beyond 1 each step has a second pass, with the negative
+            prompt. Else guidance is an input of the model, which takes no negative prompt.
     """
 
     size_multiple: int
@@ -41,6 +44,7 @@ class Limits:
     max_tokens: int
     max_prompt_tokens: int
     default_guidance: float | None
+    two_passes: bool = False
 
 
 class Pipeline(ABC):
@@ -71,9 +75,24 @@ class Pipeline(ABC):
         text = json.dumps([self.family, self.configuration], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    @abstractmethod
     def tokens(self, width: int, height: int) -> int:
-        """Image tokens of a picture of that size in pixels."""
+        """Image tokens of a picture of that size in pixels: one for each square of `size_multiple`."""
+        multiple = self.limits.size_multiple
+        return (width // multiple) * (height // multiple)
+
+    @abstractmethod
+    def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
+        """Shape of a state's latent for a picture of that size in pixels."""
+
+    def guidance(self, image: ImageSpec) -> float | None:
+        """How closely its prompt is followed; None where the model takes no guidance."""
+        default = self.limits.default_guidance
+        return default if image.guidance is None or default is None else image.guidance
+
+    def is_guided(self, image: ImageSpec) -> bool:
+        """Whether each of its steps has a second pass, with the negative prompt."""
+        guidance = self.guidance(image)
+        return self.limits.two_passes and guidance is not None and guidance > 1
 
     def check(self, image: ImageSpec) -> list[str]:
         """Whether the model can draw it.
@@ -103,18 +122,33 @@ class Pipeline(ABC):
             raise ValueError(f"seed must be from 0 to {MAX_SEED}, not {image.seed}")
         if image.guidance is not None and not 0 <= image.guidance <= 100:
             raise ValueError(f"guidance must be from 0 to 100, not {image.guidance}")
-        warnings = self.check_prompt(image.prompt)
+        warnings = self.check_prompt(image.prompt, "prompt")
         if image.guidance is not None and limits.default_guidance is None:
             warnings.append("guidance is ignored: this model has it built in")
+        if self.is_guided(image):
+            warnings += self.check_prompt(image.negative_prompt, "negative prompt")
+        elif image.negative_prompt:
+            why = "guidance is not above 1" if limits.two_passes else "this model takes none"
+            warnings.append(f"the negative prompt is ignored: {why}")
         return warnings
 
     @abstractmethod
-    def check_prompt(self, prompt: str) -> list[str]:
-        """Warnings about a prompt, e.g. that it will be cut; ValueError where it cannot be encoded."""
+    def check_prompt(self, prompt: str, what: str) -> list[str]:
+        """Warnings about a prompt, e.g. that it will be cut; ValueError where it cannot be encoded.
+
+        `what` names it, "prompt" or "negative prompt".
+        """
+
+    def encode(self, image: ImageSpec) -> Condition:
+        """What the text encoders make of its prompt and, where it is guided, of its negative prompt."""
+        condition = self.encode_text(image.prompt)
+        if not self.is_guided(image):
+            return condition
+        return guidance.both(condition, self.encode_text(image.negative_prompt))
 
     @abstractmethod
-    def encode(self, prompt: str) -> Condition:
-        """What the text encoders make of a prompt."""
+    def encode_text(self, prompt: str) -> Condition:
+        """What the text encoders make of one text."""
 
     @abstractmethod
     def start(self, image: ImageSpec, condition: Condition) -> State:

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 
 from executor.pipelines.base import ModelError
@@ -62,6 +64,18 @@ def load_models(folder: Path, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
                 )
         models[name] = model
     return models
+
+
+def load_parts(folder: Path, pipeline_class: Any, dtype: torch.dtype) -> Any:
+    """A diffusers pipeline with all of its weights, from a checkpoint that `read_index` has passed.
+
+    Raises:
+        ModelError: weights are missing or do not fit the configuration.
+    """
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    models = load_models(folder, dtype)
+    return pipeline_class.from_pretrained(folder, local_files_only=True, **models)
 
 
 def _components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:

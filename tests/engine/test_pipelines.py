@@ -40,7 +40,7 @@ def six(models) -> Pipeline:
 
 
 def draw(pipeline: Pipeline, image: ImageSpec, group: Group) -> State:
-    state = pipeline.start(image, pipeline.encode(image.prompt))
+    state = pipeline.start(image, pipeline.encode(image))
     while not state.done:
         (state,) = pipeline.step([state], group)
     return state
@@ -91,7 +91,7 @@ def test_bfloat16_is_the_flux_pipeline_of_diffusers_too(models, group):
 
 
 def test_a_seed_is_the_same_noise_however_often(four):
-    condition = four.encode(IMAGE.prompt)
+    condition = four.encode(IMAGE)
     torch.manual_seed(1)
     one = four.start(IMAGE, condition).latent
     torch.manual_seed(2)

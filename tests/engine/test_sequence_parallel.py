@@ -25,7 +25,7 @@ def _report_worst():
 
 def begin(worker: Worker, folder: str, images: list[ImageSpec]) -> list[bytes]:
     pipeline = worker.pipeline(folder)
-    return [pack(pipeline.start(image, pipeline.encode(image.prompt))) for image in images]
+    return [pack(pipeline.start(image, pipeline.encode(image))) for image in images]
 
 
 def run(

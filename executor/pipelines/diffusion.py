@@ -1,0 +1,140 @@
+"""What families made of a diffusers pipeline have in common.
+
+The pipeline's parts (encoders, noise, noise levels, VAE) are used as they are; its loop is not: here each
+step stands alone, knows its place from the state, and can run on another group than the one before.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from executor import attention
+from executor.groups import Group
+from executor.image import ImageSpec
+from executor.latents import Condition, State
+from executor.pipelines import guidance
+from executor.pipelines.base import Limits, Pipeline, check_batch
+from executor.pipelines.guidance import Pass
+from executor.sharding import Shard
+
+MAX_SIDE = 4096
+# 2048 x 2048 at 16 x 16 pixels a token.
+MAX_TOKENS = 16384
+
+# Name, tokenizer, and the most tokens that the encoder behind it reads.
+Reader = tuple[str, Any, int]
+
+
+class DiffusionPipeline(Pipeline):
+    """A diffusers pipeline, taken apart.
+
+    Args:
+        parts: the diffusers pipeline; its transformer attends by `executor.attention`.
+        limits: what it can draw.
+        device: where to run.
+        dtype: of weights and latents.
+    """
+
+    def __init__(self, parts: Any, limits: Limits, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.limits = limits
+        self._parts = parts.to(device)
+        self._transformer = parts.transformer.eval().requires_grad_(False)
+        self.heads = self._transformer.config.num_attention_heads
+
+    @property
+    def configuration(self) -> Mapping[str, object]:
+        models = {
+            name: _settings(part.config)
+            for name, part in sorted(self._parts.components.items())
+            if isinstance(part, torch.nn.Module)
+        }
+        return {"models": models, "prompt_tokens": self.limits.max_prompt_tokens}
+
+    @property
+    @abstractmethod
+    def readers(self) -> Sequence[Reader]:
+        """The text encoders that there are."""
+
+    def check_prompt(self, prompt: str, what: str) -> list[str]:
+        warnings = []
+        for name, tokenizer, most in self.readers:
+            length = len(tokenizer(prompt, verbose=False).input_ids)
+            if length > most:
+                warnings.append(f"the {what} is cut: it has {length} tokens, the {name} encoder reads {most}")
+        return warnings
+
+    @torch.inference_mode()
+    def start(self, image: ImageSpec, condition: Condition) -> State:
+        return State(image, condition, self.noise(image), step=0)
+
+    @abstractmethod
+    def noise(self, image: ImageSpec) -> torch.Tensor:
+        """The latent before the first step, of `latent_shape`."""
+
+    @torch.inference_mode()
+    def step(self, states: Sequence[State], group: Group) -> list[State]:
+        check_batch(states)
+        image = states[0].image
+        shard = Shard(
+            text=self.joint_text(states[0].condition),
+            image=self.tokens(image.width, image.height),
+            degree=group.degree,
+            rank=group.rank,
+        )
+        with group.running():
+            attention.use_group(group, shard, self.heads)
+            mine = self.predict(guidance.passes(states), shard)
+            outputs = shard.gather_image(mine, group.pg if group.degree > 1 else None)
+            scales = [self.guidance(state.image) or 0.0 for state in states]
+            outputs = guidance.combine(states, outputs, scales)
+            return [
+                state.after(self.advance(state, output))
+                for state, output in zip(states, outputs, strict=True)
+            ]
+
+    @abstractmethod
+    def joint_text(self, condition: Condition) -> int:
+        """Text tokens that are in one sequence with the image's; 0 where text is only attended to."""
+
+    @abstractmethod
+    def predict(self, passes: Sequence[Pass], shard: Shard) -> torch.Tensor:
+        """The transformer's output for this member's image tokens and padding: [passes, tokens, channels]."""
+
+    @abstractmethod
+    def advance(self, state: State, output: torch.Tensor) -> torch.Tensor:
+        """The latent one step on, from the whole output: [1, image tokens, channels]."""
+
+    @torch.inference_mode()
+    def decode(self, state: State) -> Image.Image:
+        parts = self._parts
+        config = parts.vae.config
+        latent = self.image_latent(state) / config.scaling_factor + (config.shift_factor or 0.0)
+        pixels = parts.vae.decode(latent.to(self.dtype), return_dict=False)[0]
+        return parts.image_processor.postprocess(pixels, output_type="pil")[0]
+
+    @abstractmethod
+    def image_latent(self, state: State) -> torch.Tensor:
+        """A state's latent as the VAE knows it: [1, channels, height, width]."""
+
+    def generator(self, image: ImageSpec) -> torch.Generator:
+        """Of the request's noise: on the CPU, so that it is the same on every device."""
+        return torch.Generator("cpu").manual_seed(image.seed)
+
+
+def unpatchify(tokens: torch.Tensor, height: int, width: int, patch: int) -> torch.Tensor:
+    """[batch, height x width tokens, patch x patch x channels] -> [batch, channels, rows, columns]."""
+    grid = tokens.unflatten(-1, (patch, patch, -1)).unflatten(1, (height, width))
+    return torch.einsum("nhwpqc->nchpwq", grid).flatten(4, 5).flatten(2, 3)
+
+
+def _settings(config: Any) -> dict[str, object]:
+    """A model's configuration without what says where it comes from."""
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return {key: value for key, value in values.items() if not key.startswith("_")}
