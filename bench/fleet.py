@@ -8,14 +8,14 @@ request leaves it stuck for all to see.
 import math
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from bench.clock import Clock
 from bench.conditions import Conditions, Fault
 from scheduler.orders import Abort, Effect, Give, Order, Outcome, Release, Report, Truncate
-from scheduler.problem import Stage
+from scheduler.problem import EVERY_ROLE, Stage
 from scheduler.profile import Profile
 from scheduler.rounds import Rounds
 
@@ -52,7 +52,10 @@ class Tally:
 
 
 class Fleet:
-    """Executors in virtual time; `send` takes an event of the core, to be applied at the current time."""
+    """Executors in virtual time; `send` takes an event of the core, to be applied at the current time.
+
+    A slot that is not in `roles` can run every stage.
+    """
 
     def __init__(
         self,
@@ -61,8 +64,10 @@ class Fleet:
         clock: Clock,
         core: Rounds,
         send: Callable[[list[Effect]], None],
+        roles: Mapping[int, frozenset[Stage]] | None = None,
     ) -> None:
         self.tally = Tally()
+        self._roles = roles or {}
         self._profile = profile
         self._conditions = conditions
         self._clock = clock
@@ -98,6 +103,8 @@ class Fleet:
 
     def _give(self, order: Order) -> None:
         tracked = self._core.requests[order.request_id]
+        if order.stage and not self._can(order, order.stage):
+            raise RuntimeError(f"{order} is given to executors without that role")
         if order.from_checkpoint and self._checkpoints.get(order.request_id) != order.first_step:
             raise RuntimeError(f"{order} is to go on from a checkpoint that is not there")
         submission = tracked.submission
@@ -134,7 +141,8 @@ class Fleet:
         """A new executor takes the slot."""
         self._queues[slot] = deque()
         self._lives[slot] += 1
-        self._up(slot, lambda: self._core.executor_joined(self._clock.now, slot))
+        roles = self._roles.get(slot, EVERY_ROLE)
+        self._up(slot, lambda: self._core.executor_joined(self._clock.now, slot, roles=roles))
 
     def fail(self, fault: Fault) -> None:
         """An executor goes, if there is one in that slot that is not about to."""
@@ -204,15 +212,22 @@ class Fleet:
             self._begin(job)
         elif self._may_come(order):
             self._blocked[order.id] = job
-        elif order.stage is Stage.DENOISING and order.first_step == 0:
+        elif order.stage is Stage.DENOISING and order.first_step == 0 and self._can(order, Stage.ENCODING):
             # The beginning can always be made anew.
             self._begin(job, self._profile.encode())
         else:
             self._finish(job, Outcome.ABORTED)
 
+    def _can(self, order: Order, stage: Stage) -> bool:
+        """Whether all of an order's executors can run the stage."""
+        return all(stage in self._roles.get(slot, EVERY_ROLE) for slot in order.slots)
+
     def _has_state(self, order: Order) -> bool:
-        if order.stage is Stage.ENCODING or order.from_checkpoint:
+        if order.stage is Stage.ENCODING:
             return True
+        if order.from_checkpoint:
+            # Steps need the condition, too.
+            return order.stage is Stage.DECODING or self._can(order, Stage.ENCODING)
         held = self._held[order.request_id]
         return any(held.get(slot) == order.first_step for slot in (*order.holders, *order.slots))
 

@@ -5,7 +5,7 @@ A run is a pure function of its inputs, but for the decision times that it repor
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,7 +13,7 @@ from bench.clock import Clock
 from bench.conditions import Conditions, Fault
 from bench.fleet import Fleet, Tally
 from scheduler.orders import Changed, Effect
-from scheduler.problem import Decision, Policy
+from scheduler.problem import Decision, Policy, Stage
 from scheduler.profile import Profile
 from scheduler.rounds import Config, Rounds
 from scheduler.tracking import Submission, Tracked
@@ -54,13 +54,14 @@ class Simulation:
         config: Config | None = None,
         conditions: Conditions | None = None,
         faults: Iterable[Fault] = (),
+        roles: Mapping[int, frozenset[Stage]] | None = None,
         cancellations: Iterable[tuple[float, str]] = (),
     ) -> None:
         self._policy = policy
         self._conditions = conditions or Conditions()
         self._clock = Clock()
         self._core = Rounds(config or Config(), profile.limited(gpus))
-        self._fleet = Fleet(profile, self._conditions, self._clock, self._core, self._apply)
+        self._fleet = Fleet(profile, self._conditions, self._clock, self._core, self._apply, roles)
         self._faults = iter(faults)
         self._planning = False
         self._outcomes = Outcomes([], self._fleet.tally)

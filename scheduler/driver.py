@@ -20,7 +20,7 @@ from scheduler.journal import Journal
 from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Release, Truncate
 from scheduler.pace import Pace
 from scheduler.policies import resolve
-from scheduler.problem import Plan, Policy, Problem, Stage
+from scheduler.problem import EVERY_ROLE, Plan, Policy, Problem, Stage
 from scheduler.profile import Profile, StepTime
 from scheduler.rounds import Rounds
 from scheduler.tracking import Tracked
@@ -72,6 +72,7 @@ class Driver:
         self._budget_s = budget_s
         self._assembled = False
         self._pace: Pace | None = None
+        self._measured: list[StepTime] = []  # before there was a step among them
         self._attempts: Counter[int] = Counter()  # at measuring a degree
         self._ended: set[str] = set()  # requests that can be dropped from memory
         self._kick = asyncio.Event()
@@ -97,6 +98,18 @@ class Driver:
         # Only the beginning waits for all of them: who is lost later must not stop the others.
         self._assembled = self._assembled or len(self.fleet.executors) >= self.expect
         return self._assembled and bool(self.fleet.executors)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What keeps requests waiting."""
+        return [
+            f"no executor can run {stage.value}: requests wait until one joins with that role (--roles)"
+            for stage in (self.rounds.lacking if self._complete else ())
+        ]
+
+    def _warn(self) -> None:
+        for warning in self.warnings:
+            log.warning(warning)
 
     async def written(self, write: Callable[..., T], *args: Any) -> T:
         """Run a call of the journal in its thread, after the calls before it."""
@@ -148,11 +161,13 @@ class Driver:
         """An executor has registered."""
         r = executor.registration
         self._learn(messages.step_times(r.step_times, r.device))
-        self.apply(self.rounds.executor_joined(self.now(), executor.slot, r.node))
+        self.apply(self.rounds.executor_joined(self.now(), executor.slot, r.node, executor.roles))
         held = {state.request_id: state.step for state in r.held}
         self.apply(self.rounds.executor_holds(self.now(), executor.slot, held))
         self._measure_groups()
-        log.info("executor joined", slot=executor.slot, device=r.device, address=r.address)
+        roles = "all" if executor.roles == EVERY_ROLE else ",".join(sorted(r.value for r in executor.roles))
+        log.info("executor joined", slot=executor.slot, device=r.device, address=r.address, roles=roles)
+        self._warn()
 
     def leaving(self, executor: Executor) -> None:
         """An executor wants no more orders; what it has not begun it hands back."""
@@ -166,6 +181,7 @@ class Driver:
             self.apply(self.rounds.executor_lost(self.now(), executor.slot))
             self._measure_groups()
             (log.info if executor.leaving else log.warning)("executor gone", slot=executor.slot, why=why)
+            self._warn()
 
     def step_done(self, done: executor_pb2.StepDone) -> None:
         """A step has ended."""
@@ -353,6 +369,10 @@ class Driver:
         """Take step times into the profile; what is already known is kept."""
         if not entries:
             return
+        self._measured += entries
+        if not self._pace and not any(e.kind == "step" for e in entries):
+            return  # from an executor that does not denoise: nothing can be planned yet
+        entries, self._measured = self._measured, []
         profile = Profile([*entries, *self._profile_entries()])
         if self._pace:
             self._pace.rebase(profile)

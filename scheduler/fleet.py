@@ -3,6 +3,8 @@
 import asyncio
 from dataclasses import dataclass, field
 
+from scheduler import messages
+from scheduler.problem import Stage
 from tetriserve.v1 import executor_pb2, scheduler_pb2
 
 
@@ -29,6 +31,11 @@ class Executor:
         self.outbox.put_nowait(None)
 
     @property
+    def roles(self) -> frozenset[Stage]:
+        """Stages that it takes orders for."""
+        return messages.roles(self.registration)
+
+    @property
     def member(self) -> executor_pb2.Member:
         """As groups name it."""
         r = self.registration
@@ -51,7 +58,7 @@ class Fleet:
         return next((e.registration.model for e in self.executors.values()), None)
 
     def admit(self, registration: executor_pb2.Registration, now: float) -> Executor:
-        """Give an executor its slot. Raises Refused."""
+        """Give an executor its slot. Raises Refused, or ValueError where the registration is wrong."""
         if not registration.instance or not registration.address or not registration.store:
             raise Refused("a registration needs instance, address and store")
         if self.model and registration.model.fingerprint != self.model.fingerprint:
@@ -59,6 +66,7 @@ class Fleet:
                 f"this cluster serves {self.model.name} ({self.model.fingerprint}), not "
                 f"{registration.model.name} ({registration.model.fingerprint}): start all with one model"
             )
+        messages.roles(registration)
         slot = self._slot_for(registration)
         executor = self.executors[slot] = Executor(slot, registration, now)
         return executor

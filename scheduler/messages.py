@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from scheduler.orders import Order, Outcome, Report
-from scheduler.problem import Stage
+from scheduler.problem import EVERY_ROLE, ROLES, Stage
 from scheduler.profile import StepTime
 from scheduler.tracking import Submission, Tracked
 from tetriserve.v1 import executor_pb2, types_pb2
@@ -22,6 +22,7 @@ STAGES: dict[Stage | None, types_pb2.Stage] = {
     Stage.CANCELLED: types_pb2.STAGE_CANCELLED,
     Stage.DROPPED: types_pb2.STAGE_DROPPED,
 }
+_ROLES = {STAGES[role]: role for role in ROLES}
 _OUTCOMES = {executor_pb2.Outcome.Value(f"OUTCOME_{outcome.name}"): outcome for outcome in Outcome}
 _KINDS = {
     "step": executor_pb2.StepTime.KIND_STEP,
@@ -105,6 +106,14 @@ def order(
         steps=given.steps,
         holders=holders,
     )
+
+
+def roles(registration: executor_pb2.Registration) -> frozenset[Stage]:
+    """Stages that the executor takes orders for. Raises ValueError where one of them is no such stage."""
+    named = frozenset(_ROLES.get(number) for number in registration.roles)
+    if None in named:
+        raise ValueError(f"roles: {list(registration.roles)} are not encoding, denoising or decoding")
+    return frozenset(role for role in named if role) or EVERY_ROLE
 
 
 def report(slot: int, done: executor_pb2.OrderDone) -> Report:

@@ -6,10 +6,10 @@ bit masks here, because policies ask thousands of times a plan.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from functools import lru_cache
 
-from scheduler.problem import Gpu
+from scheduler.problem import ROLES, Gpu, Stage
 
 
 def mask_of(slots: Iterable[int]) -> int:
@@ -21,9 +21,12 @@ def mask_of(slots: Iterable[int]) -> int:
 
 
 class Layout:
-    """The aligned blocks of a set of slots, each within one node."""
+    """The aligned blocks of a set of slots, each within one node.
 
-    def __init__(self, sites: Iterable[tuple[int, str]]) -> None:
+    `lone` slots do not denoise: they are blocks of one, and part of no wider ones.
+    """
+
+    def __init__(self, sites: Iterable[tuple[int, str]], lone: Container[int] = ()) -> None:
         node = dict(sites)
         self.slots: tuple[int, ...] = tuple(sorted(node))
         self.blocks: dict[int, tuple[int, ...]] = {}
@@ -40,7 +43,7 @@ class Layout:
             masks = [mask_of(block) for block in found]
             self.blocks[degree] = tuple(masks)
             self.members.update(zip(masks, found, strict=True))
-            whole = {block[0]: block for block in found}
+            whole = {block[0]: block for block in found if block[0] not in lone}
             found = []
             for first, block in whole.items():
                 buddy = whole.get(first + degree)
@@ -75,20 +78,30 @@ class Layout:
 
 
 @lru_cache(maxsize=256)
-def _layout(sites: tuple[tuple[int, str], ...]) -> Layout:
-    return Layout(sites)
+def _layout(sites: tuple[tuple[int, str], ...], lone: frozenset[int]) -> Layout:
+    return Layout(sites, lone)
 
 
 def layout_of(gpus: Iterable[Gpu]) -> Layout:
     """The layout of these GPUs; shared, so that a fleet's is computed once."""
-    return _layout(tuple((gpu.slot, gpu.node) for gpu in gpus))
+    gpus = tuple(gpus)
+    lone = frozenset(gpu.slot for gpu in gpus if Stage.DENOISING not in gpu.roles)
+    return _layout(tuple((gpu.slot, gpu.node) for gpu in gpus), lone)
+
+
+def able(gpus: Iterable[Gpu]) -> dict[Stage, int]:
+    """Mask of the slots that can run each stage."""
+    gpus = tuple(gpus)
+    return {role: mask_of(gpu.slot for gpu in gpus if role in gpu.roles) for role in ROLES}
 
 
 class Blocks:
     """Free slots that are handed out in aligned blocks, each within one node."""
 
     def __init__(self, gpus: Iterable[Gpu]) -> None:
+        gpus = tuple(gpus)
         self._layout = layout_of(gpus)
+        self._able = able(gpus)
         self._free = mask_of(self._layout.slots)
 
     @property
@@ -97,13 +110,13 @@ class Blocks:
         return {slot for slot in self._layout.slots if self._free >> slot & 1}
 
     def every(self, degree: int) -> list[tuple[int, ...]]:
-        """All blocks of `degree` slots, free or not, ascending."""
-        return [self._layout.members[block] for block in self._layout.blocks.get(degree, ())]
+        """All blocks of `degree` slots that can denoise, free or not, ascending."""
+        layout, slots = self._layout, self._able[Stage.DENOISING]
+        return [layout.members[b] for b in layout.blocks.get(degree, ()) if b & slots == b]
 
     def available(self, degree: int) -> list[tuple[int, ...]]:
-        """The free blocks of `degree` slots, ascending."""
-        layout = self._layout
-        return [layout.members[b] for b in layout.blocks.get(degree, ()) if b & self._free == b]
+        """The free ones of `every`."""
+        return [block for block in self.every(degree) if mask_of(block) & ~self._free == 0]
 
     def fits(self, degrees: Iterable[int]) -> bool:
         """Whether blocks of all these degrees (powers of two) can be taken together."""
@@ -113,9 +126,11 @@ class Blocks:
             for size in wanted
         )
 
-    def find(self, degree: int, held: Iterable[int] = ()) -> tuple[int, ...] | None:
-        """The free block that best keeps a request on the slots it has `held`, or None."""
-        block = self._layout.find(degree, self._free, mask_of(held))
+    def find(
+        self, degree: int, held: Iterable[int] = (), stage: Stage = Stage.DENOISING
+    ) -> tuple[int, ...] | None:
+        """The free block for `stage` that best keeps a request on the slots it has `held`, or None."""
+        block = self._layout.find(degree, self._free & self._able[stage], mask_of(held))
         return None if block is None else self._layout.members[block]
 
     def take(self, block: Iterable[int]) -> None:

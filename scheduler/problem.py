@@ -29,6 +29,11 @@ class Stage(Enum):
         return self in (Stage.DONE, Stage.FAILED, Stage.CANCELLED, Stage.DROPPED)
 
 
+ROLES = (Stage.ENCODING, Stage.DENOISING, Stage.DECODING)
+"""The stages that orders are about; an executor's roles are those that it takes orders for."""
+EVERY_ROLE = frozenset(ROLES)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """An outstanding request: what is left of it beyond the orders it already has.
@@ -53,11 +58,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU and when its orders end; groups stay within one `node`."""
+    """A GPU, when its orders end, and the stages that it can run; groups stay within one `node`."""
 
     slot: int
     free_at: float
     node: str = ""
+    roles: frozenset[Stage] = EVERY_ROLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Release, Report, Truncate
 from scheduler.placement import Layout
-from scheduler.problem import Assignment, Gpu, Plan, Problem, Request, Stage
+from scheduler.problem import EVERY_ROLE, ROLES, Assignment, Gpu, Plan, Problem, Request, Stage
 from scheduler.profile import Profile
 from scheduler.tracking import QUEUE_DEPTH, Flight, Slot, Span, Submission, Tracked
 
@@ -53,6 +53,9 @@ class Rounds:
         self._order_id = 0
         self._epoch = 0
         self.layout = Layout(())
+        self.roles: frozenset[Stage] = frozenset()
+        # Who denoises but cannot encode needs the condition, too, to go on from a checkpoint.
+        self._all_encode = True
         self._dirty = False
         self._version = 0
         self._planned_version = 0
@@ -107,6 +110,11 @@ class Rounds:
         return bool(self._flights)
 
     @property
+    def lacking(self) -> tuple[Stage, ...]:
+        """Stages that none of the executors can run: what is to be done there waits."""
+        return tuple(role for role in ROLES if self.roles and role not in self.roles)
+
+    @property
     def measuring(self) -> bool:
         """Whether step times are being measured."""
         return any(flight.order.stage is None for flight in self._flights.values())
@@ -118,12 +126,14 @@ class Rounds:
 
     # Events of executors.
 
-    def executor_joined(self, now: float, slot: int, node: str = "") -> list[Effect]:
-        """An executor is ready for orders."""
+    def executor_joined(
+        self, now: float, slot: int, node: str = "", roles: frozenset[Stage] = EVERY_ROLE
+    ) -> list[Effect]:
+        """An executor is ready for orders about the stages in `roles`."""
         if slot in self.slots:
             raise ValueError(f"slot {slot} is taken")
         self._epoch += 1
-        self.slots[slot] = Slot(slot, node, self._epoch)
+        self.slots[slot] = Slot(slot, node, self._epoch, roles)
         self._arrange()
         return self._touch(now)
 
@@ -248,7 +258,8 @@ class Rounds:
             free_at = slot.queue[-1].end if slot.queue else now
             if not slot.leaving and free_at < math.inf:
                 full = len(slot.queue) >= QUEUE_DEPTH
-                gpus.append(Gpu(slot.slot, max(free_at, never) if full else free_at, slot.node))
+                free_at = max(free_at, never) if full else free_at
+                gpus.append(Gpu(slot.slot, free_at, slot.node, slot.roles))
         if self.profile is None or not gpus:
             return None
         return Problem(
@@ -283,7 +294,15 @@ class Rounds:
 
     def _arrange(self) -> None:
         staying = [slot for slot in self.slots.values() if not slot.leaving]
-        self.layout = Layout((slot.slot, slot.node) for slot in staying)
+        lone = {slot.slot for slot in staying if Stage.DENOISING not in slot.roles}
+        self.layout = Layout(((slot.slot, slot.node) for slot in staying), lone)
+        self.roles = frozenset(role for slot in staying for role in slot.roles)
+        all_encode = all(Stage.ENCODING in slot.roles for slot in staying if Stage.DENOISING in slot.roles)
+        if all_encode != self._all_encode:
+            self._all_encode = all_encode
+            for tracked in self._active.values():
+                if not tracked.flights and not tracked.holders:
+                    self._rewind(tracked)
 
     def _outstanding(self, tracked: Tracked, never: float) -> Request:
         s, flights = tracked.submission, tracked.flights
@@ -322,7 +341,10 @@ class Rounds:
             and (assignment.stage is not Stage.DENOISING or assignment.steps > 0)
             and tracked.next_step + assignment.steps <= tracked.submission.steps
             and len(set(assignment.slots)) == len(slots) > 0
-            and all(s is not None and not s.leaving and len(s.queue) < QUEUE_DEPTH for s in slots)
+            and all(
+                s is not None and not s.leaving and assignment.stage in s.roles and len(s.queue) < QUEUE_DEPTH
+                for s in slots
+            )
         )
 
     def _assign(self, now: float, tracked: Tracked, assignment: Assignment) -> list[Effect]:
@@ -523,12 +545,12 @@ class Rounds:
             tracked.steps_done = tracked.checkpoint
             tracked.holders = ()
         tracked.next_step = tracked.steps_done
-        if tracked.steps_done == 0 and not tracked.holders:
-            tracked.next_stage = Stage.ENCODING
-        elif tracked.steps_done < tracked.submission.steps:
-            tracked.next_stage = Stage.DENOISING
-        else:
+        if tracked.steps_done == tracked.submission.steps:
             tracked.next_stage = Stage.DECODING
+        elif not tracked.holders and (tracked.steps_done == 0 or not self._all_encode):
+            tracked.next_stage = Stage.ENCODING
+        else:
+            tracked.next_stage = Stage.DENOISING
 
     def _end(self, now: float, tracked: Tracked, stage: Stage) -> list[Effect]:
         tracked.stage, tracked.finished_at, tracked.next_stage = stage, now, None

@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from scheduler import limits, messages, policies
 from scheduler.driver import Driver
 from scheduler.fleet import Executor, Refused
+from scheduler.problem import ROLES
 from scheduler.quote import quote
 from tetriserve.logs import Logger
 from tetriserve.transport import CHUNK_BYTES
@@ -61,6 +62,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         model = await self._model(context)
         if not self._driver.ready:
             await context.abort(Code.UNAVAILABLE, "the cluster is not ready: step times are being measured")
+        if self._driver.warnings:
+            await context.abort(Code.UNAVAILABLE, "; ".join(self._driver.warnings))
         image = message.image
         image.steps = image.steps or model.default_steps
         try:
@@ -161,6 +164,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             rounds=rounds.plans,
             expected_executors=driver.expect,
             ready=driver.ready,
+            warnings=driver.warnings,
         )
         for slot, executor in sorted(driver.fleet.executors.items()):
             r, books = executor.registration, rounds.slots[slot]
@@ -175,6 +179,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 degree=len(running.slots) if running else 0,
                 orders=len(books.queue),
                 busy_seconds=books.busy_seconds,
+                roles=[messages.STAGES[role] for role in ROLES if role in books.roles],
             )
         return response
 

@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from scheduler.orders import Order, Outcome, Report
-from scheduler.problem import Request, Stage
+from scheduler.problem import EVERY_ROLE, Request, Stage
 
 QUEUE_DEPTH = 2
 """Orders that an executor, or a request, can have at once: the running one and one ahead."""
@@ -117,6 +117,7 @@ class Slot:
     slot: int
     node: str
     epoch: int
+    roles: frozenset[Stage] = EVERY_ROLE
     queue: deque[Flight] = field(default_factory=deque)
     leaving: bool = False
     busy_seconds: float = 0.0

@@ -34,7 +34,7 @@ def chaotic(seed: int):
             if request.ready_at > problem.horizon:
                 continue
             degree = rng.choice(problem.degrees(request))
-            block = blocks.find(degree, request.slots)
+            block = blocks.find(degree, request.slots, request.stage)
             if block is None or rng.random() < 0.1:
                 continue
             blocks.take(block)

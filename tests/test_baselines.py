@@ -21,7 +21,7 @@ from scheduler.policies.arrangement import arrange
 from scheduler.policies.board import Board
 from scheduler.policies.knapsack import Item, pack
 from scheduler.policies.tetriserve import VARIANTS, Round, aligned_window
-from scheduler.problem import Gpu, Problem, Request, Stage
+from scheduler.problem import EVERY_ROLE, ROLES, Gpu, Problem, Request, Stage
 from scheduler.profile import Profile, StepTime
 from scheduler.rounds import Config
 from scheduler.tracking import Submission
@@ -30,7 +30,7 @@ TETRISERVE = ["tetriserve", *(f"tetriserve:{variant}" for variant in VARIANTS if
 BASELINES = [*TETRISERVE, "srtf", "edf-best-fit"]
 
 
-def problem(seed: int, gpus: int = 8, requests: int = 12) -> Problem:
+def problem(seed: int, gpus: int = 8, requests: int = 12, split_roles: bool = False) -> Problem:
     """A moment in a busy cluster of one or two nodes, at random."""
     rng = random.Random(seed)
     now = rng.choice([100.0, 100.05, 100.1, 100.2, 100.25])
@@ -57,7 +57,12 @@ def problem(seed: int, gpus: int = 8, requests: int = 12) -> Problem:
         )
     split = rng.choice([gpus, gpus // 2])
     slots = tuple(
-        Gpu(slot, now + rng.choice([0.0, 0.0, 0.03, 0.4]), "a" if slot < split else "b")
+        Gpu(
+            slot,
+            now + rng.choice([0.0, 0.0, 0.03, 0.4]),
+            "a" if slot < split else "b",
+            frozenset(rng.sample(ROLES, rng.randint(1, 3))) if split_roles else EVERY_ROLE,
+        )
         for slot in range(gpus)
     )
     round_s = rng.choice([0.05, 0.25, 0.5])

@@ -81,6 +81,7 @@ def cluster_json(cluster: Cluster) -> Json:
             "max_prompt_tokens": model.max_prompt_tokens,
             "fingerprint": model.fingerprint,
         },
+        "warnings": list(cluster.warnings),
         "executors": [
             {
                 "slot": executor.slot,
@@ -92,6 +93,7 @@ def cluster_json(cluster: Cluster) -> Json:
                 "degree": executor.degree,
                 "orders": executor.orders,
                 "busy_s": executor.busy_seconds,
+                "roles": [role.value for role in executor.roles],
             }
             for executor in cluster.executors
         ],

@@ -130,6 +130,7 @@ def cluster_from_proto(message: scheduler_pb2.GetClusterResponse) -> Cluster:
         rounds=message.rounds,
         expected_executors=message.expected_executors,
         ready=message.ready,
+        warnings=tuple(message.warnings),
     )
 
 
@@ -173,6 +174,7 @@ def _executor(message: scheduler_pb2.ExecutorStatus) -> Executor:
         degree=message.degree,
         orders=message.orders,
         busy_seconds=message.busy_seconds,
+        roles=tuple(_STAGES.get(role, Stage.UNKNOWN) for role in message.roles),
     )
 
 

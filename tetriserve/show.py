@@ -13,6 +13,7 @@ from rich.text import Text
 from tetriserve.quantities import show_duration
 from tetriserve.types import Cluster, Event, RequestStatus, Stage, Verdict
 
+_ROLES = (Stage.ENCODING, Stage.DENOISING, Stage.DECODING)
 _VERDICT_STYLES = {Verdict.ON_TIME: "green", Verdict.LATE: "red", Verdict.OPEN: ""}
 _STAGE_STYLES = {Stage.DONE: "green", Stage.FAILED: "red", Stage.CANCELLED: "yellow", Stage.DROPPED: "yellow"}
 
@@ -121,9 +122,11 @@ def cluster_view(cluster: Cluster, target: str) -> RenderableType:
             f"model {model.name} ({model.family}): sides in multiples of {model.size_multiple} up to"
             f" {model.max_side} pixels, up to {model.max_steps} steps, {model.default_steps} by default"
         )
-    table = plain_table(
-        "slot", "device", "node", "address", "runs", "stage", "degree", "orders", "busy", numbers=("busy",)
-    )
+    facts += [f"warning: {printable(warning)}" for warning in cluster.warnings]
+    columns = ["slot", "device", "node", "address", "runs", "stage", "degree", "orders", "busy"]
+    # Where all do everything, nobody need read it.
+    split = any(len(executor.roles) not in (0, len(_ROLES)) for executor in cluster.executors)
+    table = plain_table(*columns, *(["roles"] if split else []), numbers=("busy",))
     for executor in cluster.executors:
         table.add_row(
             str(executor.slot),
@@ -135,6 +138,7 @@ def cluster_view(cluster: Cluster, target: str) -> RenderableType:
             str(executor.degree) if executor.request_id else "",
             str(executor.orders),
             show_duration(executor.busy_seconds),
+            *([", ".join(role.value for role in executor.roles)] if split else []),
         )
     return (
         Group(*(Text(fact) for fact in facts), Text(), table)

@@ -195,6 +195,8 @@ class Executor:
     """Orders given and not finished, the running one included."""
     busy_seconds: float
     """Device time spent since it joined."""
+    roles: tuple[Stage, ...] = ()
+    """Stages that it takes orders for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,3 +240,5 @@ class Cluster:
     """Executors that work waits for; 0: none."""
     ready: bool
     """Whether work can run."""
+    warnings: tuple[str, ...] = ()
+    """What keeps requests waiting, e.g. a stage that no executor can run."""

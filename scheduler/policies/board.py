@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from scheduler.placement import layout_of, mask_of
+from scheduler.placement import able, layout_of, mask_of
 from scheduler.policies.mix import TOLERANCE, Ladder, ladder
 from scheduler.problem import Problem, Request, Stage
 
@@ -57,7 +57,17 @@ class Board:
             self.ends[block] = max(self.ends[low], self.ends[high])
         self.free: int = mask_of(gpu.slot for gpu in problem.gpus if gpu.free_at <= problem.horizon)
         """GPUs that can be given an order now."""
+        self.able: dict[Stage, int] = able(problem.gpus)
+        """GPUs that can run each stage."""
+        singles = self.layout.blocks.get(1, ())
+        self._singles = {
+            stage: tuple(block for block in singles if block & slots) for stage, slots in self.able.items()
+        }
         self.works: list[Work] = [self._work(request) for request in problem.requests]
+
+    def blocks(self, stage: Stage, degree: int) -> tuple[int, ...]:
+        """Blocks of this degree on which the stage can run, free or not, ascending."""
+        return self._singles[stage] if degree == 1 else self.layout.blocks.get(degree, ())
 
     def startable(self, work: Work) -> bool:
         """Whether the work can be given an order now."""

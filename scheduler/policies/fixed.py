@@ -9,6 +9,8 @@ from collections.abc import Callable
 from scheduler.placement import Blocks
 from scheduler.problem import Assignment, Plan, Policy, Problem, Request, Stage
 
+Roles = dict[int, frozenset[Stage]]
+"""What each slot can run."""
 EFFICIENCY = 0.7
 """Least speed-up per GPU that a resolution's degree must have; gives 1 / 1 / 2 / 8, the paper's degrees
 for RSSP, on step times like those of FLUX.1-dev at 256, 512, 1024 and 2048."""
@@ -38,11 +40,12 @@ def _static(degree_of: Callable[[Problem, Request], int]) -> Policy:
         """Orders for this round."""
         blocks = Blocks(problem.gpus)
         free_at = {gpu.slot: gpu.free_at for gpu in problem.gpus}
+        able_to = {gpu.slot: gpu.roles for gpu in problem.gpus}
         waiting: list[Request] = []
         assignments = []
         for request in problem.requests:
             block = _block_of(blocks, request.slots, degree_of(problem, request))
-            if block is None:
+            if block is None or not _runs_on(able_to, request, block):
                 waiting.append(request)
                 continue
             if not blocks.free.issuperset(block):
@@ -50,17 +53,22 @@ def _static(degree_of: Callable[[Problem, Request], int]) -> Policy:
                 continue
             blocks.take(block)
             if request.ready_at <= problem.horizon and all(free_at[s] <= problem.horizon for s in block):
-                assignments.append(_assignment(problem, request, block, free_at))
+                assignments.append(_assignment(problem, request, block, able_to, free_at))
         for slot in [slot for slot in blocks.free if free_at[slot] > problem.horizon]:
             blocks.take([slot])
         for request in sorted(waiting, key=lambda r: (r.arrived_at, r.id)):
             if request.ready_at > problem.horizon:
                 continue
             found = blocks.find(degree_of(problem, request))
+            if found is None or not _runs_on(able_to, request, found):
+                alone = request.stage is not Stage.DENOISING
+                found = blocks.find(1, (), request.stage) if alone else None
             if found is None:
-                break
+                if any(request.stage in roles for roles in able_to.values()):
+                    break
+                continue
             blocks.take(found)
-            assignments.append(_assignment(problem, request, found, free_at))
+            assignments.append(_assignment(problem, request, found, able_to, free_at))
         late = tuple(request.id for request in problem.requests if problem.is_late(request))
         return Plan(tuple(assignments), late)
 
@@ -75,10 +83,17 @@ def _block_of(blocks: Blocks, slots: tuple[int, ...], degree: int) -> tuple[int,
     return next((block for block in blocks.every(degree) if block[0] == first), None)
 
 
+def _runs_on(able_to: Roles, request: Request, block: tuple[int, ...]) -> bool:
+    """Whether a slot of the block can run the request's next stage; blocks are of slots that denoise."""
+    return any(request.stage in able_to[slot] for slot in block)
+
+
 def _assignment(
-    problem: Problem, request: Request, block: tuple[int, ...], free_at: dict[int, float]
+    problem: Problem, request: Request, block: tuple[int, ...], able_to: Roles, free_at: dict[int, float]
 ) -> Assignment:
-    slots = block if request.stage is Stage.DENOISING else block[:1]
+    slots = tuple(slot for slot in block if request.stage in able_to[slot])
+    if request.stage is not Stage.DENOISING:
+        slots = slots[:1]
     steps = problem.steps_per_order(request, len(slots))
     begin = max(problem.now, request.ready_at, *(free_at[slot] for slot in slots))
     end = begin + problem.duration(request, len(slots), steps)

@@ -66,7 +66,7 @@ class Lineup:
     def _encode(self, work: Work, aim: Aim) -> bool:
         piece = self._single(work)
         if piece is None:
-            begin, block = self._earliest(1, work.ready, work.held)
+            begin, block = self._earliest(work.stage, 1, work.ready, work.held)
             return self._reserve_path(work, work.steps, begin + work.encode, block, aim)
         if self._reserve_path(work, work.steps, piece.end, piece.block, aim):
             self.give(piece)
@@ -75,7 +75,8 @@ class Lineup:
 
     def _decode(self, work: Work, aim: Aim) -> bool:
         piece = self._single(work)
-        begin, block = (piece.begin, piece.block) if piece else self._earliest(1, work.ready, work.held)
+        found = (piece.begin, piece.block) if piece else None
+        begin, block = found or self._earliest(work.stage, 1, work.ready, work.held)
         if begin > aim.due + TOLERANCE:
             return False
         if piece:
@@ -128,7 +129,7 @@ class Lineup:
         blocks: dict[int, int] = {}
         openings: list[tuple[int, float]] = []
         for degree in work.ladder.degrees:
-            begin, blocks[degree] = self._earliest(degree, ready, held)
+            begin, blocks[degree] = self._earliest(Stage.DENOISING, degree, ready, held)
             openings.append((degree, begin))
         return cheapest_path(work.ladder, steps, aim.due, openings, aim.narrowest), blocks
 
@@ -153,9 +154,19 @@ class Lineup:
         self._hold(block, path.switch + mix.wide_steps * work.ladder.step[mix.wide])
         if mix.narrow_steps:
             self._hold(mask_of(members[: mix.narrow]), path.end)
-        self._hold(1 << members[0], path.end + work.decode)
-        self.finish[work.request.id] = path.end + work.decode
+        self._keep_decoder(work, 1 << members[0], path.end)
         self.gpu_seconds += path.gpu_seconds
+
+    def _keep_decoder(self, work: Work, leader: int, ready: float) -> None:
+        """Keep a GPU for the decoding: the leader of the steps, or else the first that can."""
+        begin = ready
+        if not leader & self.board.able[Stage.DECODING]:
+            begin, leader = self._earliest(Stage.DECODING, 1, ready, 0)
+            if begin > work.hard_due + TOLERANCE:
+                return
+            self._reserve(leader, begin)
+        self._hold(leader, begin + work.decode)
+        self.finish[work.request.id] = begin + work.decode
 
     # Filling what is left.
 
@@ -207,7 +218,7 @@ class Lineup:
         """The free block that suits best: without a reservation, then by `Layout.find`."""
         layout = self.board.layout
         best, best_rank = None, (-math.inf, -1, -1)
-        for block in layout.blocks.get(degree, ()):
+        for block in self.board.blocks(work.stage, degree):
             if block & self.free == block:
                 limit = min([self._reserved[slot] for slot in layout.members[block]])
                 rank = (limit, (block & work.held).bit_count(), -layout.room(block, self.free))
@@ -260,11 +271,11 @@ class Lineup:
             wider.longest = piece.longest
         return wider
 
-    def _earliest(self, degree: int, ready: float, held: int) -> tuple[float, int]:
-        """When a block of the degree is free for good, and which."""
+    def _earliest(self, stage: Stage, degree: int, ready: float, held: int) -> tuple[float, int]:
+        """When a block of the degree is free for good for a stage, and which; infinity: there is none."""
         layout, ends = self.board.layout, self._ends
         best, best_begin, best_rank, best_room = 0, math.inf, math.inf, 0
-        for block in layout.blocks[degree]:
+        for block in self.board.blocks(stage, degree):
             begin = ends[block]
             if begin < ready:
                 begin = ready

@@ -131,8 +131,8 @@ def _one_choice_each(options: list[_Option]) -> list[Row]:
 def _blocks(board: Board, options: list[_Option]) -> list[Row]:
     """Aligned blocks nest, so degrees fit just when those of at least k fill the free blocks of k."""
     rows = []
-    for size, blocks in board.layout.blocks.items():
-        free = sum(block & board.free == block for block in blocks)
+    for size in board.layout.blocks:
+        free = sum(block & board.free == block for block in board.blocks(Stage.DENOISING, size))
         terms = tuple((i, o.degree // size) for i, o in enumerate(options) if o.degree >= size)
         if sum(factor for _, factor in terms) > free:
             rows.append(Row(terms, free))
@@ -148,7 +148,9 @@ def _energy(board: Board, options: list[_Option]) -> list[Row]:
         dues = [dues[int((n + 1) * step) - 1] for n in range(MAX_DEADLINES)]
     rows = []
     for due in dues:
-        room = sum(max(0.0, due - max(ends, board.free_at[slot])) for slot in board.layout.slots)
+        room = sum(
+            max(0.0, due - max(ends, board.ends[single])) for single in board.blocks(Stage.DENOISING, 1)
+        )
         terms = tuple(
             (index, used)
             for index, option in enumerate(options)

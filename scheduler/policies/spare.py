@@ -36,7 +36,7 @@ def fill(lineup: Lineup) -> None:
 def _is_spare(lineup: Lineup, work: Work) -> bool:
     if work.late:
         return not work.request.drop_late
-    return work.request.id not in lineup.finish
+    return work.request.id not in lineup.finish and work.request.id not in lineup.pieces
 
 
 def _order(lineup: Lineup, work: Work, share: int) -> Piece | None:

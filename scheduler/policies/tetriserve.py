@@ -19,7 +19,8 @@ What the paper leaves open is decided as follows.
   runs one step at a time, across the end of the round. The late lane's one GPU becomes the narrowest
   degree in use, for the same reason.
 - Encoding and decoding take one GPU. A request to encode is packed with the steps that follow, on the
-  block that they will have. Between rounds both may begin on idle GPUs if they end by the next.
+  block that they will have. Between rounds both may begin on idle GPUs if they end by the next. GPUs that
+  do not denoise take them at once, and the packing is of the others.
 - A round is planned half a lead before it begins, so that no GPU waits for orders.
 
 Not here: batches of small requests, because the core gives each request orders of its own.
@@ -30,7 +31,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from scheduler.placement import mask_of
 from scheduler.policies.arrangement import arrange
 from scheduler.policies.board import Board, Work
 from scheduler.policies.knapsack import Item, pack
@@ -134,6 +134,7 @@ class Round(Lineup):
         """Orders for the round if now is the time to plan it, else what may begin between rounds."""
         now, window = self.board.problem.now, self.window
         decision = Decision()
+        self._begin_apart()
         if now >= window.opens - TOLERANCE:
             decision = Decision(objective=self._pack())
             self._fill()
@@ -150,8 +151,15 @@ class Round(Lineup):
     def _pack(self) -> float:
         """Give the orders of the best packing; the weight that survives the round with it."""
         board = self.board
-        works = [w for w in self._on_time() if board.startable(w) or not self._parts.aligned]
-        slots = board.free if self._parts.aligned else mask_of(board.layout.slots)
+        denoisers = board.able[Stage.DENOISING]
+        works = [
+            work
+            for work in self._on_time()
+            if (board.startable(work) or not self._parts.aligned)
+            and work.request.id not in self.pieces
+            and board.able[work.stage] & denoisers
+        ]
+        slots = denoisers & board.free if self._parts.aligned else denoisers
         groups = [self._options(work) for work in works]
         items = [[o.item(w.request.weight) for o in g] for w, g in zip(works, groups, strict=True)]
         choice = pack(items, slots.bit_count())
@@ -192,16 +200,23 @@ class Round(Lineup):
 
     def _begin(self, work: Work, block: int, steps: int) -> None:
         """Give the order if its block is free, else keep the block for it."""
+        board = self.board
+        if work.stage is Stage.DECODING and not block & board.able[work.stage]:
+            piece = self.order(work, 1, 0)
+            if piece is not None:
+                self.give(piece)
+            return
         begin, _ = self._window(block, work.ready)
         if work.stage is Stage.ENCODING:
-            single = next((bit for bit in _bits(block) if bit & self.free), 0)
-            if single and self.board.startable(work):
+            single = next((bit for bit in _bits(block & board.able[work.stage]) if bit & self.free), 0)
+            single = single or self._find(1, work) or 0
+            if single and board.startable(work):
                 begin, _ = self._window(single, work.ready)
                 self.give(Piece(work, single, 0, begin, begin + work.encode))
                 begin += work.encode
-        elif self.board.startable(work) and block & ~self.free == 0:
+        elif board.startable(work) and block & ~self.free == 0:
             if work.stage is Stage.DECODING:
-                piece: Piece | None = Piece(work, block, 0, begin, begin + work.decode)
+                piece = Piece(work, block, 0, begin, begin + work.decode)
             else:
                 piece = self._piece(work, block, begin, steps)
             if piece is not None:
@@ -226,6 +241,7 @@ class Round(Lineup):
     def _lane(self) -> None:
         """Late work and work without a deadline, oldest first, where a GPU is left."""
         lane = [w for w in self.board.works if w.late or not w.has_deadline]
+        lane = [work for work in lane if work.request.id not in self.pieces]
         for work in sorted(lane, key=lambda w: (w.late, w.request.arrived_at, w.request.id)):
             if self.board.startable(work) and not (work.late and work.request.drop_late):
                 degree = usable(work.ladder, self.board.problem.round_s).degrees[0]
@@ -243,14 +259,37 @@ class Round(Lineup):
                     self.give(longer)
         self.widen()
 
+    def _begin_apart(self) -> None:
+        """Encode and decode on GPUs that do not denoise."""
+        apart = self.free & ~self.board.able[Stage.DENOISING]
+        if not apart:
+            return
+        others, self.free = self.free & ~apart, apart
+        for work in self._stages():
+            piece = self.order(work, 1, 0)
+            if piece is not None:
+                self.give(piece)
+        self.free |= others
+
     def _begin_stages(self) -> None:
         """Encode and decode on idle GPUs, as far as that ends by the next round."""
         window = self.window
-        stages = [w for w in self.board.works if w.stage is not Stage.DENOISING and self.board.startable(w)]
-        for work in sorted(stages, key=lambda w: (w.late, w.due, w.request.arrived_at, w.request.id)):
-            piece = None if work.late and work.request.drop_late else self.order(work, 1, 0)
+        for work in self._stages():
+            piece = self.order(work, 1, 0)
             if piece is not None and piece.end <= window.opens + 2 * window.grace:
                 self.give(piece)
+
+    def _stages(self) -> list[Work]:
+        """What can be encoded or decoded now and has no order yet, most urgent first."""
+        waiting = (
+            work
+            for work in self.board.works
+            if work.stage is not Stage.DENOISING
+            and self.board.startable(work)
+            and work.request.id not in self.pieces
+            and not (work.late and work.request.drop_late)
+        )
+        return sorted(waiting, key=lambda w: (w.late, w.due, w.request.arrived_at, w.request.id))
 
     def _on_time(self) -> Iterator[Work]:
         return (work for work in self.board.works if work.has_deadline and not work.late)

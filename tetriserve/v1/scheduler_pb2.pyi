@@ -114,7 +114,7 @@ class GetClusterRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetClusterResponse(_message.Message):
-    __slots__ = ("executors", "policy", "policies", "outstanding", "queue_limit", "model", "rounds", "expected_executors", "ready")
+    __slots__ = ("executors", "policy", "policies", "outstanding", "queue_limit", "model", "rounds", "expected_executors", "ready", "warnings")
     EXECUTORS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     POLICIES_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +124,7 @@ class GetClusterResponse(_message.Message):
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_EXECUTORS_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     executors: _containers.RepeatedCompositeFieldContainer[ExecutorStatus]
     policy: str
     policies: _containers.RepeatedScalarFieldContainer[str]
@@ -133,10 +134,11 @@ class GetClusterResponse(_message.Message):
     rounds: int
     expected_executors: int
     ready: bool
-    def __init__(self, executors: _Optional[_Iterable[_Union[ExecutorStatus, _Mapping]]] = ..., policy: _Optional[str] = ..., policies: _Optional[_Iterable[str]] = ..., outstanding: _Optional[int] = ..., queue_limit: _Optional[int] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., rounds: _Optional[int] = ..., expected_executors: _Optional[int] = ..., ready: _Optional[bool] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, executors: _Optional[_Iterable[_Union[ExecutorStatus, _Mapping]]] = ..., policy: _Optional[str] = ..., policies: _Optional[_Iterable[str]] = ..., outstanding: _Optional[int] = ..., queue_limit: _Optional[int] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., rounds: _Optional[int] = ..., expected_executors: _Optional[int] = ..., ready: _Optional[bool] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ExecutorStatus(_message.Message):
-    __slots__ = ("slot", "address", "node", "device", "request_id", "stage", "degree", "orders", "busy_seconds")
+    __slots__ = ("slot", "address", "node", "device", "request_id", "stage", "degree", "orders", "busy_seconds", "roles")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +148,7 @@ class ExecutorStatus(_message.Message):
     DEGREE_FIELD_NUMBER: _ClassVar[int]
     ORDERS_FIELD_NUMBER: _ClassVar[int]
     BUSY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
     slot: int
     address: str
     node: str
@@ -155,7 +158,8 @@ class ExecutorStatus(_message.Message):
     degree: int
     orders: int
     busy_seconds: float
-    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., node: _Optional[str] = ..., device: _Optional[str] = ..., request_id: _Optional[str] = ..., stage: _Optional[_Union[_types_pb2.Stage, str]] = ..., degree: _Optional[int] = ..., orders: _Optional[int] = ..., busy_seconds: _Optional[float] = ...) -> None: ...
+    roles: _containers.RepeatedScalarFieldContainer[_types_pb2.Stage]
+    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., node: _Optional[str] = ..., device: _Optional[str] = ..., request_id: _Optional[str] = ..., stage: _Optional[_Union[_types_pb2.Stage, str]] = ..., degree: _Optional[int] = ..., orders: _Optional[int] = ..., busy_seconds: _Optional[float] = ..., roles: _Optional[_Iterable[_Union[_types_pb2.Stage, str]]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("family", "name", "size_multiple", "max_side", "max_steps", "default_steps", "max_prompt_tokens", "fingerprint", "max_pixels")
