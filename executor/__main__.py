@@ -8,32 +8,33 @@ from pathlib import Path
 import click
 
 from executor.config import DTYPES, Config, cache_folder, node_name
+from executor.options import SizeList
+from executor.profile_command import profile
 from tetriserve import logs
 
 log = logs.Logger("executor")
 
 
-class SizeList(click.ParamType[list[tuple[int, int]]]):
-    """`256x256,512x512`."""
+class Commands(click.Group):
+    """Without a command it serves."""
 
-    name = "WxH,..."
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[tuple[int, int]]:
-        """Sizes in pixels."""
-        if isinstance(value, list):
-            return value
-        try:
-            sizes = [tuple(int(side) for side in size.split("x")) for size in str(value).split(",")]
-        except ValueError:
-            sizes = []
-        if not sizes or any(len(size) != 2 or min(size) < 1 for size in sizes):
-            self.fail(f"{value!r} is no list of sizes such as 256x256,512x512", param, ctx)
-        return [(size[0], size[1]) for size in sizes]
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command; its options come after its name."""
+        if given := [name for name in ctx.params if _given(ctx, name)]:
+            ctx.fail(f"--{given[0].replace('_', '-')} comes after {args[0]}: options follow their command")
+        return super().resolve_command(ctx, args)
 
 
-@click.command(
+def _given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    subcommand_metavar="[profile ...]",
     context_settings={
         "auto_envvar_prefix": "TETRISERVE_EXECUTOR",
         "show_default": True,
@@ -119,7 +120,9 @@ class SizeList(click.ParamType[list[tuple[int, int]]]):
     help="When stopping, how long the running order may still take.",
 )
 @logs.options
+@click.pass_context
 def main(
+    ctx: click.Context,
     scheduler: str,
     device: str,
     model: Path | None,
@@ -143,6 +146,8 @@ def main(
         python -m executor --scheduler 127.0.0.1:7700 --device cpu
         python -m executor --scheduler gpu-head:7700 --device cuda:0 --model FLUX.1-dev
     """
+    if ctx.invoked_subcommand is not None:
+        return
     logs.setup(log_format, log_level)
     # From here to the moment when it serves, a signal just ends it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -184,5 +189,7 @@ def _run(config: Config) -> None:
         sys.exit(1)
 
 
+main.add_command(profile)
+
 if __name__ == "__main__":
-    main()
+    main(prog_name="python -m executor")

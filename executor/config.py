@@ -36,20 +36,30 @@ class Config:
         host, _ = host_port(self.listen, "--listen", free_port=True)
         if self.advertise == "" and _is_wildcard(host):
             raise ValueError(f"--advertise: say by which address peers reach this host; {host} is no address")
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"--device: expected cpu or cuda:N, not {self.device!r}")
+        check_device(self.device)
         if self.dtype not in DTYPES:
             raise ValueError(f"--dtype: expected {' or '.join(DTYPES)}, not {self.dtype!r}")
         if self.threads < 1:
             raise ValueError(f"--threads: expected 1 or more, not {self.threads}")
-        if self.model is not None and not (self.model / "model_index.json").is_file():
-            what = "has no model_index.json" if self.model.is_dir() else "is no folder"
-            raise ValueError(f"--model: {self.model} {what}; expected a checkpoint folder of diffusers")
+        check_model(self.model)
 
     @property
     def host(self) -> str:
         """The address of this host for its peers."""
         return self.advertise or host_port(self.listen, "--listen", free_port=True)[0]
+
+
+def check_device(device: str) -> None:
+    """ValueError where it can be no device."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"--device: expected cpu or cuda:N, not {device!r}")
+
+
+def check_model(folder: Path | None) -> None:
+    """ValueError where it is no checkpoint folder; None is the built-in model."""
+    if folder is not None and not (folder / "model_index.json").is_file():
+        what = "has no model_index.json" if folder.is_dir() else "is no folder"
+        raise ValueError(f"--model: {folder} {what}; expected a checkpoint folder of diffusers")
 
 
 def cache_folder() -> Path:

@@ -25,6 +25,7 @@ from executor import rendezvous
 from executor.group import Group, GroupAborted, Member, Split, group_name
 from executor.meeting import CalledOff, Meeting
 from executor.process_group import World
+from executor.stand_in import StandIn
 
 __all__ = ["CalledOff", "Group", "GroupAborted", "Groups", "Member", "Split", "aligned_blocks"]
 
@@ -162,6 +163,10 @@ class Groups:
                 if sent.is_cuda:
                     torch.cuda.synchronize(sent.device)
         return len(blocks)
+
+    def stand_in(self, degree: int, rank: int) -> StandIn:
+        """A group of which only the member of this rank is there: its share of a step can be measured."""
+        return StandIn(degree, rank, self._world)
 
     def drop(self, before_epoch: int, slots: Sequence[int] | None = None) -> int:
         """Abort the groups of epochs before this one that contain one of the slots (None: all of them).

@@ -2,7 +2,7 @@
 
 torch's public API makes groups out of one world that every process joins at the start and that dies
 with any of them. Here each process is a world of its own, and a group is what its members agree on by
-name. That is private API of torch; all of it is in this file, and torch is pinned.
+name. That is private API of torch; all of it is in this file and in stand_in.py, and torch is pinned.
 
 Two more things that torch does not offer for gloo are done through the sockets of a group, which this
 module knows: `Link.cut` fails within milliseconds what blocks in the group on this member, or on another
@@ -108,6 +108,18 @@ class World:
         fresh = _own_sockets() - before
         sockets = [s for fd in fresh if (s := _gloo_socket(fd, self.port, frozenset(ports)))]
         return Link(self._register(name, prefixed, rank, size, backend), sockets)
+
+    def adopt(self, pg: dist.ProcessGroup, name: str) -> Link:
+        """Let torch know a process group that was made elsewhere, under a name never used before."""
+        c10d._register_pg_in_world(
+            pg,
+            backend_name="gloo",
+            store=dist.HashStore(),
+            group_name=name,
+            backend_config="cpu:gloo",
+            rank_mapping={(peer - pg.rank()) % pg.size(): peer for peer in range(pg.size())},
+        )
+        return Link(pg, [])
 
     def close(self) -> None:
         """Leave the world; every link must be closed before."""

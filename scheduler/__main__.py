@@ -14,6 +14,7 @@ from scheduler import policies
 from scheduler.driver import Driver
 from scheduler.fleet import Fleet
 from scheduler.journal import Journal, JournalError
+from scheduler.profile import load
 from scheduler.rounds import Config, Rounds
 from scheduler.service import FleetService, SchedulerService
 from tetriserve import logs
@@ -101,6 +102,12 @@ NOT_NEGATIVE = click.FloatRange(min=0)
 @click.option(
     "--lease", "lease_s", type=POSITIVE, default=6.0, help="Silence after which an executor is lost."
 )
+@click.option(
+    "--profile",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Plan with the step times of this file, such as `python -m executor profile` writes; what it lacks "
+    "is measured by the executors.",
+)
 @click.option("--node-size", default=8, help="Slots of a node, a power of two; groups stay within one.")
 @logs.options
 def main(
@@ -115,6 +122,7 @@ def main(
     queue_limit: int,
     expect: int,
     lease_s: float,
+    profile: Path | None,
     node_size: int,
     log_format: str,
     log_level: str,
@@ -131,10 +139,15 @@ def main(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--node-size") from None
     try:
+        step_times = load(profile).entries if profile else ()
+    except (ValueError, OSError) as error:
+        raise click.BadParameter(str(error), param_hint="--profile") from None
+    try:
         journal = Journal(data_dir)
     except JournalError as error:
         raise click.ClickException(str(error)) from None
     driver = Driver(Rounds(config), fleet, journal, policy, budget_s=budget_s, lease_s=lease_s, expect=expect)
+    driver.learn(step_times)
     sys.exit(asyncio.run(_serve(listen, driver, queue_limit)))
 
 

@@ -9,7 +9,7 @@ import contextlib
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -160,7 +160,7 @@ class Driver:
     def joined(self, executor: Executor) -> None:
         """An executor has registered."""
         r = executor.registration
-        self._learn(messages.step_times(r.step_times, r.device))
+        self.learn(messages.step_times(r.step_times, r.device))
         self.apply(self.rounds.executor_joined(self.now(), executor.slot, r.node, executor.roles))
         held = {state.request_id: state.step for state in r.held}
         self.apply(self.rounds.executor_holds(self.now(), executor.slot, held))
@@ -206,7 +206,7 @@ class Driver:
             log.warning("order failed", request=request_id, order=done.order_id, slot=executor.slot,
                         outcome=report.outcome.value, error=report.error)  # fmt: skip
         if done.step_times:
-            self._learn(messages.step_times(done.step_times, executor.registration.device))
+            self.learn(messages.step_times(done.step_times, executor.registration.device))
         self.apply(self.rounds.order_done(self.now(), done.order_id, report))
         self._measure_groups()
 
@@ -365,7 +365,7 @@ class Driver:
     def _profile_entries(self) -> tuple[StepTime, ...]:
         return self._pace.base.entries if self._pace else ()
 
-    def _learn(self, entries: list[StepTime]) -> None:
+    def learn(self, entries: Sequence[StepTime]) -> None:
         """Take step times into the profile; what is already known is kept."""
         if not entries:
             return

@@ -189,7 +189,9 @@ def load(path: Path) -> Profile:
         for line in reader:
             try:
                 entries += _plain(line) if "seconds_per_step" in line else [_own(line)]
-            except (KeyError, TypeError, ValueError) as error:
+            except KeyError as error:
+                raise ValueError(f"{path}, line {reader.line_num}: there is no column {error}") from None
+            except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
     return Profile(entries)
 

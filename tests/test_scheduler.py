@@ -295,6 +295,22 @@ def test_a_restarted_scheduler_goes_on_with_what_was_accepted(processes, client,
     assert client.result(done).size == (256, 256)
 
 
+def test_a_given_profile_goes_before_what_executors_have_measured(processes, client):
+    file = processes.folder / "profile.csv"
+    lines = [
+        "kind,width,height,degree,batch,seconds,cv,basis,source,repeats,peak_mib",
+        "step,256,256,1,1,7,0.0,measured,a test,3,",
+        "step,256,256,2,1,5,0.0,measured,a test,3,",
+    ]
+    file.write_text("\n".join(lines))
+    processes.scheduler("--profile", str(file))
+    for _ in range(2):
+        processes.executor()
+    processes.wait(client, 2)
+    # Pretended executors say that a step takes milliseconds.
+    assert client.quote("256x256", steps=3).alone >= 15
+
+
 def test_no_torch_in_the_scheduler(processes, client):
     scheduler = processes.scheduler("--policy", "edf")
     processes.executor()
@@ -315,6 +331,8 @@ def test_no_torch_in_the_scheduler(processes, client):
         (["--listen", "localhost"], "HOST:PORT"),
         (["--node-size", "3"], "power of two"),
         (["--data-dir", "/proc/none"], "/proc/none"),
+        (["--profile", "/no/such/file"], "/no/such/file"),
+        (["--profile", __file__], "there is no column 'width'"),
     ],
 )
 def test_bad_options_get_a_clear_error(tmp_path, words, says):

@@ -104,18 +104,7 @@ class Pipeline(ABC):
             ValueError: it cannot; the message names the field and what is allowed.
         """
         limits = self.limits
-        for field, pixels in (("width", image.width), ("height", image.height)):
-            if pixels <= 0 or pixels % limits.size_multiple or pixels > limits.max_side:
-                raise ValueError(
-                    f"{field} must be a multiple of {limits.size_multiple} from {limits.size_multiple} "
-                    f"to {limits.max_side}, not {pixels}"
-                )
-        tokens = self.tokens(image.width, image.height)
-        if tokens > limits.max_tokens:
-            raise ValueError(
-                f"width x height must be at most {limits.max_tokens} image tokens, "
-                f"not {tokens} ({image.width}x{image.height})"
-            )
+        self.check_size(image.width, image.height)
         if not 1 <= image.steps <= MAX_STEPS:
             raise ValueError(f"steps must be from 1 to {MAX_STEPS}, not {image.steps}")
         if not 0 <= image.seed <= MAX_SEED:
@@ -131,6 +120,22 @@ class Pipeline(ABC):
             why = "guidance is not above 1" if limits.two_passes else "this model takes none"
             warnings.append(f"the negative prompt is ignored: {why}")
         return warnings
+
+    def check_size(self, width: int, height: int) -> None:
+        """ValueError where the model cannot draw that size, in pixels; the message says what it can."""
+        limits = self.limits
+        for field, pixels in (("width", width), ("height", height)):
+            if pixels <= 0 or pixels % limits.size_multiple or pixels > limits.max_side:
+                raise ValueError(
+                    f"{field} must be a multiple of {limits.size_multiple} from {limits.size_multiple} "
+                    f"to {limits.max_side}, not {pixels}"
+                )
+        tokens = self.tokens(width, height)
+        if tokens > limits.max_tokens:
+            raise ValueError(
+                f"width x height must be at most {limits.max_tokens} image tokens, "
+                f"not {tokens} ({width}x{height})"
+            )
 
     @abstractmethod
     def check_prompt(self, prompt: str, what: str) -> list[str]:

@@ -1,0 +1,89 @@
+"""A profile as a CSV file, which the scheduler and the simulator read, with where each row is from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from executor.profile_cache import Key
+from executor.profiler import Measurement
+
+# The first nine are what scheduler.profile reads; the others are for people.
+COLUMNS = (
+    *("kind", "width", "height", "degree", "batch", "seconds", "cv", "basis", "source"),
+    *("repeats", "peak_mib"),
+)
+
+
+class ProfileFile:
+    """The rows of one file. `add` rewrites the file at once, so that an interruption loses nothing.
+
+    Args:
+        path: None: nowhere, `text` has it.
+        model: how the model is called.
+        key: what its step times depend on.
+    """
+
+    def __init__(self, path: Path | None, model: str, key: Key) -> None:
+        self._path = path
+        self._model = model
+        self._key = key
+        self._rows: list[dict[str, object]] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, row: Measurement) -> None:
+        """Append a row, with the date and the machine's load of this moment."""
+        source = provenance(self._model, self._key)
+        self._rows.append(
+            {
+                "kind": row.kind,
+                "width": row.width,
+                "height": row.height,
+                "degree": row.degree,
+                "batch": row.batch,
+                "seconds": f"{row.seconds:.6g}",
+                "cv": f"{row.cv:.4f}",
+                "basis": "derived" if row.derivation else "measured",
+                "source": f"{row.derivation}; {source}" if row.derivation else source,
+                "repeats": row.repeats,
+                "peak_mib": round(row.peak_bytes / 2**20) or "",
+            }
+        )
+        if self._path is not None:
+            draft = self._path.with_name(self._path.name + ".tmp")
+            draft.write_text(self.text())
+            draft.replace(self._path)
+
+    def text(self) -> str:
+        """The file."""
+        return _csv(self._rows)
+
+
+def provenance(model: str, key: Key) -> str:
+    """What was measured, on what, with what, when, and how busy the machine was."""
+    threads = f"{key.threads} thread{'s' * (key.threads > 1)}"
+    return ", ".join(
+        [
+            f"python -m executor profile of {model} ({key.model})",
+            key.device,
+            key.dtype.removeprefix("torch."),
+            *([threads] if not key.device.startswith("NVIDIA") else []),
+            *key.versions,
+            time.strftime("%Y-%m-%d", time.gmtime()),
+            f"load {os.getloadavg()[0]:.1f}",
+        ]
+    )
+
+
+def _csv(rows: Iterable[dict[str, object]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
