@@ -119,6 +119,14 @@ def _given(ctx: click.Context, name: str) -> bool:
     show_envvar=True,
     help="When stopping, how long the running order may still take.",
 )
+@click.option(
+    "--group-timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=1),
+    default=30.0,
+    show_envvar=True,
+    help="How long a step waits for a member of its group that is silent before it is given up.",
+)
 @logs.options
 @click.pass_context
 def main(
@@ -134,6 +142,7 @@ def main(
     sizes: list[tuple[int, int]],
     cache_dir: Path,
     grace: float,
+    group_timeout: float,
     log_format: str,
     log_level: str,
 ) -> None:
@@ -164,6 +173,7 @@ def main(
             sizes=tuple(sizes),
             cache=cache_dir,
             grace_s=grace,
+            group_timeout_s=group_timeout,
         )
         _run(config)
     except KeyboardInterrupt:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from executor import profiler
 from executor.groups import Group
-from executor.image import ImageSpec
 from executor.once import alone
 from executor.pipelines import Pipeline
 from executor.profile_cache import Key, ProfileCache
@@ -79,7 +78,7 @@ class Calibration:
                 if wish not in known:
                     self._cache.add([self._measure(alone_group, wish)])
         if known.issuperset(wishes):
-            self._warm_up(alone_group, min(sizes))
+            self._warm_up(alone_group)
 
     def known(self) -> list[pb.StepTime]:
         """All that has been measured, at any degree."""
@@ -116,12 +115,19 @@ class Calibration:
                 (row,) = profiler.measure_decoding(self._pipeline, [size])
         return row
 
-    def _warm_up(self, alone_group: Group, size: Size) -> None:
+    def warm_up(self, group: Group) -> None:
+        """Use the group once, in a small step, so that the next one finds it warm; all members call it.
+
+        Raises:
+            GroupAborted: a member failed or was lost.
+        """
+        log.info("warming a group", slots=group.slots)
+        profiler.warm_up(self._pipeline, group)
+
+    def _warm_up(self, alone_group: Group) -> None:
         """Go through all stages once: first calls are slow."""
         log.info("warming up")
-        image = ImageSpec("a warm sun", *size, steps=1, seed=0)
-        state = self._pipeline.start(image, self._pipeline.encode(image))
-        (state,) = self._pipeline.step([state], alone_group)
+        (state,) = profiler.warm_up(self._pipeline, alone_group)
         self._pipeline.decode(state)
 
 

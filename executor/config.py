@@ -30,6 +30,7 @@ class Config:
     sizes: tuple[tuple[int, int], ...]
     cache: Path
     grace_s: float
+    group_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
         host_port(self.scheduler, "--scheduler")

@@ -27,7 +27,7 @@ from executor.meeting import CalledOff, Meeting
 from executor.process_group import World
 from executor.stand_in import StandIn
 
-__all__ = ["CalledOff", "Group", "GroupAborted", "Groups", "Member", "Split", "aligned_blocks"]
+__all__ = ["CalledOff", "Group", "GroupAborted", "Groups", "Member", "Split"]
 
 # Meetings called off whose members may not have read it yet.
 _REMEMBERED = 256
@@ -145,25 +145,6 @@ class Groups:
         with self._exchange(members) as store:
             return Meeting(store, group_name(epoch, members), meeting).called_off()
 
-    def warm_up(self, epoch: int, members: Sequence[Member], meeting: str, *, timeout_s: float = 60.0) -> int:
-        """Make all aligned power-of-two groups among `members` that this executor is in, and use each once.
-
-        A first collective costs NCCL 0.2 to 0.8 s and some 500 MB; a warmed one less than 1 ms. All
-        members call it at the same time, with `members` in the order of their places in the node.
-
-        Returns:
-            How many groups were warmed.
-        """
-        blocks = [b for b in aligned_blocks(members) if self.store_address in {m.store for m in b}]
-        for block in blocks:
-            group = self.get(epoch, block, f"{meeting}.{len(block)}", timeout_s=timeout_s)
-            with group.running():
-                sent = torch.zeros(group.degree, device=self._device)
-                dist.all_to_all_single(torch.empty_like(sent), sent, group=group.pg)
-                if sent.is_cuda:
-                    torch.cuda.synchronize(sent.device)
-        return len(blocks)
-
     def stand_in(self, degree: int, rank: int) -> StandIn:
         """A group of which only the member of this rank is there: its share of a step can be measured."""
         return StandIn(degree, rank, self._world)
@@ -232,6 +213,11 @@ class Groups:
                 self._ended.append(known)
             # What came before is read by nobody once the members have met again.
             candidate._past = self._litter.pop(candidate.name, []) + (known._past if known else [])
+            # A group of an epoch that is over will not be asked for again, and NCCL's cost memory.
+            outdated = [
+                g for g in self._groups.values() if g.slots == candidate.slots and g.epoch < candidate.epoch
+            ]
+            self._ended += [self._groups.pop(g.name) for g in outdated]
             self._groups[candidate.name] = candidate
             self._groups.move_to_end(candidate.name)
             while len(self._groups) > self._limit:
@@ -279,16 +265,3 @@ class Groups:
             # An answer that comes late would be taken for that to the next question.
             self._clients.pop(members[0].store, None)
             raise ConnectionError(str(error)) from error
-
-
-def aligned_blocks(members: Sequence[Member]) -> list[tuple[Member, ...]]:
-    """The aligned power-of-two blocks of two or more of `members`, the largest first.
-
-    Eight members give {0-7}, {0-3}, {4-7}, {0,1}, {2,3}, {4,5} and {6,7}.
-    """
-    blocks: list[tuple[Member, ...]] = []
-    size = 1 << len(members).bit_length() >> 1
-    while size > 1:
-        blocks += [tuple(members[i : i + size]) for i in range(0, len(members) - size + 1, size)]
-        size //= 2
-    return blocks

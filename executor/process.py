@@ -57,7 +57,7 @@ def run(config: Config) -> None:
     folder = config.model or checkpoint(config.cache)
     log.info("loading model", folder=folder, device=device, dtype=config.dtype)
     pipeline = pipelines.load(folder, device, pipelines.DTYPES[config.dtype])
-    groups = Groups(device, config.host)
+    groups = Groups(device, config.host, timeout_s=config.group_timeout_s)
     calibration = Calibration(pipeline, config.cache / "profiles")
     alone = groups.get(0, [Member(0, groups.store_address)], "start")
     sizes = [size for size in config.sizes if _can_draw(pipeline, *size)]

@@ -21,6 +21,7 @@ Size = tuple[int, int]
 
 _PROMPT = "a red house under a yellow sun"
 _STEPS = 4
+_SMALL = 256
 _REPLY_TIMEOUT_S = 60.0
 
 
@@ -176,6 +177,20 @@ def measure_decoding(pipeline: Pipeline, sizes: Sequence[Size], effort: Effort =
         )
         rows.append(sample.row("decode", size, 1, 1))
     return rows
+
+
+def warm_up(pipeline: Pipeline, group: Group) -> list[State]:
+    """One step of a small picture, of a size that all executors with this model choose; returns its state.
+
+    It makes what the first step of a group makes: communicators and the split that attention needs.
+    """
+    multiple, most = pipeline.limits.size_multiple, pipeline.limits.max_side
+    side = min(-(-_SMALL // multiple) * multiple, most)
+    states = pipeline.step(_states(pipeline, (side, side), 1), group)
+    if pipeline.device.type == "cuda":
+        torch.cuda.synchronize(pipeline.device)
+        group.check()
+    return states
 
 
 @dataclass(frozen=True)

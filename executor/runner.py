@@ -159,7 +159,10 @@ class Runner(threading.Thread):
         group = self._meet(job)
         began = time.perf_counter()
         try:
-            done.step_times.extend(self._calibration.measure(group, job.order.profile))
+            if job.order.profile:
+                done.step_times.extend(self._calibration.measure(group, job.order.profile))
+            else:
+                self._calibration.warm_up(group)
         except Exception as error:
             group.abort(f"{type(error).__name__}: {error}")
             raise

@@ -108,6 +108,13 @@ NOT_NEGATIVE = click.FloatRange(min=0)
     help="Plan with the step times of this file, such as `python -m executor profile` writes; what it lacks "
     "is measured by the executors.",
 )
+@click.option(
+    "--warm-groups",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    help="Use groups of executors only after a first step has made them; auto: on GPUs, where that takes "
+    "NCCL a second.",
+)
 @click.option("--node-size", default=8, help="Slots of a node, a power of two; groups stay within one.")
 @logs.options
 def main(
@@ -123,6 +130,7 @@ def main(
     expect: int,
     lease_s: float,
     profile: Path | None,
+    warm_groups: str,
     node_size: int,
     log_format: str,
     log_level: str,
@@ -146,7 +154,16 @@ def main(
         journal = Journal(data_dir)
     except JournalError as error:
         raise click.ClickException(str(error)) from None
-    driver = Driver(Rounds(config), fleet, journal, policy, budget_s=budget_s, lease_s=lease_s, expect=expect)
+    driver = Driver(
+        Rounds(config),
+        fleet,
+        journal,
+        policy,
+        budget_s=budget_s,
+        lease_s=lease_s,
+        expect=expect,
+        warm_groups={"auto": None, "always": True, "never": False}[warm_groups],
+    )
     driver.learn(step_times)
     sys.exit(asyncio.run(_serve(listen, driver, queue_limit)))
 

@@ -58,6 +58,7 @@ class Driver:
         budget_s: float,
         lease_s: float,
         expect: int,
+        warm_groups: bool | None = None,
     ) -> None:
         self.rounds = rounds
         self.fleet = fleet
@@ -71,6 +72,10 @@ class Driver:
         self._policy: Policy = resolve(policy)
         self._budget_s = budget_s
         self._assembled = False
+        self._warm_groups = warm_groups
+        self._warm = False
+        if warm_groups is not None:
+            rounds.warm_groups = warm_groups
         self._pace: Pace | None = None
         self._measured: list[StepTime] = []  # before there was a step among them
         self._attempts: Counter[int] = Counter()  # at measuring a degree
@@ -90,8 +95,12 @@ class Driver:
 
     @property
     def ready(self) -> bool:
-        """Whether work can run: enough executors, and their step times known."""
-        return self._complete and self.rounds.profile is not None and not self.rounds.measuring
+        """Whether work can run: enough executors, their step times known, their first groups warm."""
+        if not self._complete or self.rounds.profile is None or self.rounds.measuring:
+            return False
+        # Who joins later is warmed while the others work.
+        self._warm = self._warm or not self.rounds.preparing
+        return self._warm
 
     @property
     def _complete(self) -> bool:
@@ -161,10 +170,12 @@ class Driver:
         """An executor has registered."""
         r = executor.registration
         self.learn(messages.step_times(r.step_times, r.device))
+        if self._warm_groups is None and r.HasField("device_index"):
+            self.rounds.warm_groups = True  # on GPUs: NCCL
         self.apply(self.rounds.executor_joined(self.now(), executor.slot, r.node, executor.roles))
         held = {state.request_id: state.step for state in r.held}
         self.apply(self.rounds.executor_holds(self.now(), executor.slot, held))
-        self._measure_groups()
+        self._prepare_groups()
         roles = "all" if executor.roles == EVERY_ROLE else ",".join(sorted(r.value for r in executor.roles))
         log.info("executor joined", slot=executor.slot, device=r.device, address=r.address, roles=roles)
         self._warn()
@@ -179,7 +190,7 @@ class Driver:
         if self.fleet.remove(executor):
             executor.hang_up()
             self.apply(self.rounds.executor_lost(self.now(), executor.slot))
-            self._measure_groups()
+            self._prepare_groups()
             (log.info if executor.leaving else log.warning)("executor gone", slot=executor.slot, why=why)
             self._warn()
 
@@ -208,7 +219,7 @@ class Driver:
         if done.step_times:
             self.learn(messages.step_times(done.step_times, executor.registration.device))
         self.apply(self.rounds.order_done(self.now(), done.order_id, report))
-        self._measure_groups()
+        self._prepare_groups()
 
     async def uploaded(self, header: executor_pb2.UploadHeader, data: bytes) -> None:
         """An image or a checkpoint has come; what ended meanwhile is ignored."""
@@ -329,7 +340,7 @@ class Driver:
             [executors[slot].registration.address for slot in order.holders if slot in executors],
             entry.request.image if entry else types_pb2.ImageSpec(),
         )
-        if order.stage is None:
+        if order.measures:
             message.profile.extend(messages.to_measure(self._profile_entries(), len(order.slots)))
         if order.from_checkpoint and (found := self.journal.checkpoint(order.request_id)):
             step, path = found
@@ -386,8 +397,8 @@ class Driver:
         if changed and self._pace:
             self.rounds.profile = self._pace.profile
 
-    def _measure_groups(self) -> None:
-        """Measure the next degree that the fleet can run and nobody has measured."""
+    def _prepare_groups(self) -> None:
+        """Measure the next degree that the fleet can run and nobody has measured; then warm groups."""
         if self.rounds.measuring or self.rounds.profile is None or not self._complete:
             return
         known = {e.degree for e in self._profile_entries() if e.kind == "step"}
@@ -398,6 +409,7 @@ class Driver:
                 log.info("measuring step times", degree=degree, slots=slots)
                 self.apply(self.rounds.measure(self.now(), slots))
                 return
+        self.apply(self.rounds.warm_up(self.now()))
 
 
 def _complain(future: Any) -> None:

@@ -21,7 +21,7 @@ class Order:
 
     Ids rise, and every executor runs its orders by id, so that groups cannot deadlock. `holders` are
     slots that hold, or will hold, the request's state at `first_step`; `from_checkpoint` where nobody
-    does. An order without a request measures step times.
+    does. An order without a request `measures` step times, or only makes its group and uses it once.
     """
 
     id: int
@@ -33,6 +33,7 @@ class Order:
     steps: int = 0
     holders: tuple[int, ...] = ()
     from_checkpoint: bool = False
+    measures: bool = False
 
     @property
     def leader(self) -> int:

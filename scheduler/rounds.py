@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Release, Report, Truncate
-from scheduler.placement import Layout
+from scheduler.placement import Layout, layout_of
 from scheduler.problem import EVERY_ROLE, ROLES, Assignment, Gpu, Plan, Problem, Request, Stage
 from scheduler.profile import Profile
 from scheduler.tracking import QUEUE_DEPTH, Flight, Slot, Span, Submission, Tracked
+from scheduler.warmth import WARM_UP_S, Warmth
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,9 @@ class Rounds:
         self._order_id = 0
         self._epoch = 0
         self.layout = Layout(())
+        # Whether groups of several are only used once they are warm; costly ones (NCCL) should be.
+        self.warm_groups = False
+        self._warmth = Warmth(self._epoch_of)
         self.roles: frozenset[Stage] = frozenset()
         # Who denoises but cannot encode needs the condition, too, to go on from a checkpoint.
         self._all_encode = True
@@ -117,6 +121,11 @@ class Rounds:
     @property
     def measuring(self) -> bool:
         """Whether step times are being measured."""
+        return any(flight.order.measures for flight in self._flights.values())
+
+    @property
+    def preparing(self) -> bool:
+        """Whether step times are being measured or groups are being warmed."""
         return any(flight.order.stage is None for flight in self._flights.values())
 
     def order(self, order_id: int) -> Order | None:
@@ -205,7 +214,17 @@ class Rounds:
 
     def measure(self, now: float, slots: tuple[int, ...]) -> list[Effect]:
         """Give an order to measure step times, which the service fills in."""
-        return self._give(now, self._order(slots), math.inf) + self._touch(now)
+        return self._give(now, self._order(slots, measures=True), math.inf) + self._touch(now)
+
+    def warm_up(self, now: float) -> list[Effect]:
+        """Order groups that are cold to be used once, where `warm_groups` says so."""
+        if not self.warm_groups:
+            return []
+        under_way = {flight.order.slots for flight in self._flights.values() if flight.order.stage is None}
+        effects: list[Effect] = []
+        for slots in self._warmth.cold(self.layout, under_way):
+            effects += self._give(now, self._order(slots), WARM_UP_S)
+        return effects + self._touch(now) if effects else []
 
     # Planning.
 
@@ -254,12 +273,13 @@ class Rounds:
         horizon = now + self.config.lead_s + EPSILON
         never = math.nextafter(horizon, math.inf)
         gpus = []
+        sites = self._warmth.sites(self.layout) if self.warm_groups else {}
         for slot in self.slots.values():
             free_at = slot.queue[-1].end if slot.queue else now
             if not slot.leaving and free_at < math.inf:
                 full = len(slot.queue) >= QUEUE_DEPTH
                 free_at = max(free_at, never) if full else free_at
-                gpus.append(Gpu(slot.slot, free_at, slot.node, slot.roles))
+                gpus.append(Gpu(slot.slot, free_at, slot.node + sites.get(slot.slot, ""), slot.roles))
         if self.profile is None or not gpus:
             return None
         return Problem(
@@ -268,7 +288,7 @@ class Rounds:
             round_s=self.config.round_s,
             gpus=tuple(sorted(gpus, key=lambda gpu: gpu.slot)),
             requests=tuple(self._outstanding(t, never) for t in self._active.values() if t.next_stage),
-            profile=self.profile.limited(self.layout.max_degree),
+            profile=self.profile.limited(layout_of(gpus).max_degree),
             margin_s=self.config.margin_s,
         )
 
@@ -379,13 +399,25 @@ class Rounds:
         steps: int = 0,
         holders: tuple[int, ...] = (),
         from_checkpoint: bool = False,
+        measures: bool = False,
     ) -> Order:
         self._order_id += 1
-        # A group keeps its name, and so its communicators, until one of its own members is lost.
-        epoch = max(self.slots[slot].epoch for slot in slots)
         return Order(
-            self._order_id, slots, epoch, request_id, stage, first_step, steps, holders, from_checkpoint
+            self._order_id,
+            slots,
+            self._epoch_of(slots),
+            request_id,
+            stage,
+            first_step,
+            steps,
+            holders,
+            from_checkpoint,
+            measures,
         )
+
+    def _epoch_of(self, slots: tuple[int, ...]) -> int:
+        # A group keeps its name, and so its communicators, until one of its own members is lost.
+        return max(self.slots[slot].epoch for slot in slots)
 
     def _give(self, now: float, order: Order, length: float) -> list[Effect]:
         flight = Flight(order, length, pending=set(order.slots))
@@ -471,6 +503,8 @@ class Rounds:
         """All members have reported."""
         order = flight.order
         del self._flights[order.id]
+        if order.stage is None and all(report.outcome is Outcome.OK for report in flight.reports):
+            self._warmth.note(order.slots, order.epoch)
         tracked = self.requests.get(order.request_id)
         if tracked is None:
             return []

@@ -61,7 +61,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     ) -> scheduler_pb2.QuoteResponse:
         model = await self._model(context)
         if not self._driver.ready:
-            await context.abort(Code.UNAVAILABLE, "the cluster is not ready: step times are being measured")
+            await context.abort(
+                Code.UNAVAILABLE, "the cluster is not ready: step times are being measured or groups made"
+            )
         if self._driver.warnings:
             await context.abort(Code.UNAVAILABLE, "; ".join(self._driver.warnings))
         image = message.image

@@ -112,6 +112,8 @@ class Pretend:
             done = pb.OrderDone(order_id=order.id, outcome=pb.OUTCOME_OK, steps_done=order.first_step)
             if self._fail_prompt and self._fail_prompt in order.image.prompt:
                 done.outcome, done.error = pb.OUTCOME_ERROR, "told to fail"
+            elif order.stage == types_pb2.STAGE_UNSPECIFIED and not order.profile:
+                print("warm up of", [member.slot for member in order.group.members], flush=True)
             elif order.stage == types_pb2.STAGE_UNSPECIFIED:
                 done.step_times.extend(step_times())
             elif order.stage == types_pb2.STAGE_ENCODING:

@@ -308,6 +308,14 @@ def test_measures_step_times_of_a_group(fleet):
     assert measured.seconds > 0
 
 
+def test_warms_a_group(fleet, cluster):
+    done = run(fleet, [2, 0], "", types.STAGE_UNSPECIFIED, types.ImageSpec())
+    assert outcomes(done) == [OK, OK], done
+    assert not done[0].step_times
+    assert done[0].seconds > 0
+    assert "warming a group" in cluster.executors[2].log.read_text()
+
+
 def test_a_frozen_member_is_cut_off(cluster, fleet):
     """The others are blocked in a collective; the abort comes while they are."""
     order = fleet.order([0, 1, 2], "frozen", DENOISE, LONG, steps=900, epoch=5)

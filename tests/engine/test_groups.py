@@ -7,11 +7,11 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bench.crew import COLLECTIVE_TIMEOUT_S, Crew, Failed, Worker
-from executor.groups import CalledOff, Groups, Member, aligned_blocks
+from executor.groups import CalledOff, Groups, Member
+from executor.image import ImageSpec
+from executor.profiler import warm_up
 
 
 def add_up(
@@ -279,11 +279,11 @@ def drop(worker: Worker, before_epoch: int, slots: list[int]) -> int:
 
 def test_other_groups_live_on_when_one_is_dropped(crew):
     crew.all([0, 1, 2, 3], reset)
-    for epoch, slots in ((3, [0, 1]), (3, [0, 2]), (4, [0, 1])):
+    for epoch, slots in ((3, [0, 1]), (3, [0, 2]), (4, [1, 0])):
         sums(crew, slots, "before", epoch)
     assert crew.all([0], drop, 4, [1]) == [1]
     sums(crew, [0, 2], "after", 3)
-    sums(crew, [0, 1], "after", 4)
+    sums(crew, [1, 0], "after", 4)
     assert crew.all([0], resources)[0][0] == 2
     crew.all([0], reset)
     assert crew.all([0], resources)[0][0] == 0
@@ -291,14 +291,40 @@ def test_other_groups_live_on_when_one_is_dropped(crew):
     assert sums(crew, [0, 1], "before", 3) == [11]
 
 
-def test_warm_up_makes_all_aligned_groups(crew):
+def test_a_warm_group_is_as_the_next_order_needs_it(crew, models):
+    """The order after a warm-up makes no process group any more, whatever the split."""
+    for name, slots in (("4 heads", [0, 1, 2, 3]), ("6 heads", [3, 1, 0, 2]), ("5 heads", [1, 2])):
+        crew.all(slots, reset)
+        before, after = zip(*crew.all(slots, warm_and_step, models[name], slots), strict=True)
+        assert before == after
+        assert min(before) >= 1
+
+
+def warm_and_step(worker: Worker, folder: str, slots: list[int]) -> tuple[int, int]:
+    """Process groups of the group after it was warmed, and after a step of an order."""
+    pipeline = worker.pipeline(folder)
+    group = worker.group(9, slots, "warm up")
+    warm_up(pipeline, group)
+    before = [id(link) for link in group._links]
+    again = worker.group(9, slots, "an order")
+    assert again is group
+    image = ImageSpec("a red house", 48, 80, 4, seed=0)
+    pipeline.step([pipeline.start(image, pipeline.encode(image))], group)
+    assert [id(link) for link in group._links] == before
+    return len(before), len(group._links)
+
+
+def test_a_group_of_a_new_epoch_takes_the_place_of_the_old_one(crew):
     crew.all([0, 1, 2, 3], reset)
-    assert crew.all([0, 1, 2, 3], warm_up, "warm up") == [2, 2, 2, 2]
-    assert crew.all([0, 3], resources)[0][0] == 2
+    for epoch in range(1, 6):
+        crew.all([0, 1], held_after, epoch, [0, 1])
+        assert crew.all([0, 1, 2], held_after, epoch, [0, 1, 2]) == [2, 2, 1]
 
 
-def warm_up(worker: Worker, meeting: str) -> int:
-    return worker.groups.warm_up(9, worker.members, meeting)
+def held_after(worker: Worker, epoch: int, slots: list[int]) -> int:
+    """How many groups are held after one more was asked for."""
+    worker.group(epoch, slots, f"again {epoch}")
+    return len(worker.groups)
 
 
 def misuse(worker: Worker, slots: list[int]) -> None:
@@ -325,19 +351,6 @@ def test_a_leader_whose_store_is_gone_is_named(crew):
     for address in ("127.0.0.1:1", "nonsense"):
         (answer,) = crew.all([0], lead_nowhere, address, check=False)
         assert (answer.kind, answer.lost) == ("GroupAborted", (7,))
-
-
-@given(st.integers(0, 40))
-def test_aligned_blocks_are_a_buddy_system(size):
-    members = [Member(slot, f"h:{slot}") for slot in range(size)]
-    blocks = [[m.slot for m in block] for block in aligned_blocks(members)]
-    for block in blocks:
-        assert block == list(range(block[0], block[0] + len(block)))
-        assert len(block) & (len(block) - 1) == 0
-        assert block[0] % len(block) == 0
-    assert len({tuple(b) for b in blocks}) == len(blocks)
-    if size in (2, 4, 8, 16, 32):
-        assert len(blocks) == size - 1
 
 
 def test_one_process_is_one_world():
