@@ -64,9 +64,11 @@ class Fleet:
         clock: Clock,
         core: Rounds,
         send: Callable[[list[Effect]], None],
+        node_size: int,
         roles: Mapping[int, frozenset[Stage]] | None = None,
     ) -> None:
         self.tally = Tally()
+        self._node_size = node_size
         self._roles = roles or {}
         self._profile = profile
         self._conditions = conditions
@@ -142,7 +144,8 @@ class Fleet:
         self._queues[slot] = deque()
         self._lives[slot] += 1
         roles = self._roles.get(slot, EVERY_ROLE)
-        self._up(slot, lambda: self._core.executor_joined(self._clock.now, slot, roles=roles))
+        node = f"node{slot // self._node_size}"
+        self._up(slot, lambda: self._core.executor_joined(self._clock.now, slot, node, roles))
 
     def fail(self, fault: Fault) -> None:
         """An executor goes, if there is one in that slot that is not about to."""

@@ -108,7 +108,13 @@ WORKLOAD = [
         callback=_parsed(_profile),
         help=f"Step times: {', '.join(bundled_profiles()) or 'none bundled'}, or a CSV file.",
     ),
-    click.option("--gpus", type=click.IntRange(min=1), default=8, help="GPUs, all in one node."),
+    click.option("--gpus", type=click.IntRange(min=1), default=8, help="GPUs in all."),
+    click.option(
+        "--nodes",
+        type=click.IntRange(min=1),
+        default=1,
+        help="Equal nodes that they are in.",
+    ),
 ]
 
 MACHINES = [
@@ -177,6 +183,7 @@ def setting(
     steps: int,
     profile_name: str,
     gpus: int,
+    nodes: int,
     seed: int,
     round_s: float = SERVER_CONFIG.round_s,
     lead_s: float = SERVER_CONFIG.lead_s,
@@ -218,5 +225,5 @@ def setting(
     )
     config = Config(round_s=round_s, lead_s=lead_s, margin_s=margin_s, drop_late=late == "drop")
     return Setting(
-        workload, trace, profile_name, gpus, config, conditions, failure_rate, repair_s, failure_seed
+        workload, trace, profile_name, gpus, config, conditions, failure_rate, repair_s, failure_seed, nodes
     )

@@ -44,7 +44,7 @@ class Setting:
     """All of a run but its policy: requests, machines and knobs.
 
     Requests are drawn from `workload`, or those of the file `trace`. Executors die `failures_per_hour`
-    each while they are up, and are back after `repair_s`.
+    each while they are up, and are back after `repair_s`. The GPUs are in `nodes` equal nodes.
     """
 
     workload: Workload
@@ -56,6 +56,7 @@ class Setting:
     failures_per_hour: float = 0.0
     repair_s: float = 30.0
     failure_seed: int | None = None
+    nodes: int = 1
 
     def seeded(self, seed: int) -> "Setting":
         """The same with another seed for all that is drawn."""
@@ -86,6 +87,8 @@ class Setting:
         times = profile(self.profile)
         if self.gpus < 1 or math.log2(times.max_degree) % 1:
             raise ValueError("there is at least one GPU, and a profile's widest degree is a power of two")
+        if self.gpus % self.nodes:
+            raise ValueError(f"{self.gpus} GPUs do not make {self.nodes} equal nodes")
         return Simulation(
             resolve(policy),
             times,
@@ -94,6 +97,7 @@ class Setting:
             config=self.config,
             conditions=self.conditions,
             faults=random_faults(range(self.gpus), self.failures_per_hour, self.repair_s, seed),
+            node_size=self.gpus // self.nodes,
         ).run()
 
 

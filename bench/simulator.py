@@ -56,12 +56,15 @@ class Simulation:
         faults: Iterable[Fault] = (),
         roles: Mapping[int, frozenset[Stage]] | None = None,
         cancellations: Iterable[tuple[float, str]] = (),
+        node_size: int | None = None,
     ) -> None:
         self._policy = policy
         self._conditions = conditions or Conditions()
         self._clock = Clock()
-        self._core = Rounds(config or Config(), profile.limited(gpus))
-        self._fleet = Fleet(profile, self._conditions, self._clock, self._core, self._apply, roles)
+        self._core = Rounds(config or Config(), profile.limited(node_size or gpus))
+        self._fleet = Fleet(
+            profile, self._conditions, self._clock, self._core, self._apply, node_size or gpus, roles
+        )
         self._faults = iter(faults)
         self._planning = False
         self._outcomes = Outcomes([], self._fleet.tally)

@@ -6,7 +6,7 @@ bit masks here, because policies ask thousands of times a plan.
 """
 
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Container, Hashable, Iterable
 from functools import lru_cache
 
 from scheduler.problem import ROLES, Gpu, Stage
@@ -21,12 +21,12 @@ def mask_of(slots: Iterable[int]) -> int:
 
 
 class Layout:
-    """The aligned blocks of a set of slots, each within one node.
+    """The aligned blocks of a set of slots, each within one site (a node, or an island of one).
 
     `lone` slots do not denoise: they are blocks of one, and part of no wider ones.
     """
 
-    def __init__(self, sites: Iterable[tuple[int, str]], lone: Container[int] = ()) -> None:
+    def __init__(self, sites: Iterable[tuple[int, Hashable]], lone: Container[int] = ()) -> None:
         node = dict(sites)
         self.slots: tuple[int, ...] = tuple(sorted(node))
         self.blocks: dict[int, tuple[int, ...]] = {}
@@ -78,7 +78,7 @@ class Layout:
 
 
 @lru_cache(maxsize=256)
-def _layout(sites: tuple[tuple[int, str], ...], lone: frozenset[int]) -> Layout:
+def _layout(sites: tuple[tuple[int, Hashable], ...], lone: frozenset[int]) -> Layout:
     return Layout(sites, lone)
 
 
@@ -86,7 +86,7 @@ def layout_of(gpus: Iterable[Gpu]) -> Layout:
     """The layout of these GPUs; shared, so that a fleet's is computed once."""
     gpus = tuple(gpus)
     lone = frozenset(gpu.slot for gpu in gpus if Stage.DENOISING not in gpu.roles)
-    return _layout(tuple((gpu.slot, gpu.node) for gpu in gpus), lone)
+    return _layout(tuple((gpu.slot, (gpu.node, gpu.island)) for gpu in gpus), lone)
 
 
 def able(gpus: Iterable[Gpu]) -> dict[Stage, int]:

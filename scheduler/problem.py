@@ -40,7 +40,8 @@ class Request:
 
     `stage` is the next to plan, ENCODING to DECODING; `steps` are denoising steps not yet ordered (0 from
     DECODING on). It can start at `ready_at`, the end of its last order (at most `Problem.now`
-    where it waits). `slots` hold its latent, leader first; empty before its first order.
+    where it waits). `slots` hold its latent, leader first; empty before its first order. `home` is the node
+    that it is planned on, where that is settled.
     """
 
     id: str
@@ -54,16 +55,18 @@ class Request:
     weight: float = 1.0
     slots: tuple[int, ...] = ()
     drop_late: bool = False
+    home: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU, when its orders end, and the stages that it can run; groups stay within one `node`."""
+    """A GPU, when its orders end, and what it can run; groups stay within an `island` of a `node`."""
 
     slot: int
     free_at: float
     node: str = ""
     roles: frozenset[Stage] = EVERY_ROLE
+    island: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +166,14 @@ class Plan:
     """Orders to give now, and the ids of requests that are certain to be late.
 
     `again_at`: plan again then, should nothing happen before; how a policy keeps to rounds of its own.
+    `unplanned`: nodes that the time did not suffice for; they are the next to plan.
     """
 
     assignments: tuple[Assignment, ...] = ()
     late: tuple[str, ...] = ()
     again_at: float = math.inf
     decision: Decision = field(default_factory=Decision)
+    unplanned: tuple[str, ...] = ()
 
 
 Policy = Callable[[Problem, float], Plan]

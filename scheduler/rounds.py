@@ -7,8 +7,10 @@ returns effects. Planning is three calls, so that a policy can run elsewhere and
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from scheduler.dispatch import Load, choose, crowded_out
+from scheduler.nodes import Nodes
 from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Release, Report, Truncate
 from scheduler.placement import Layout, layout_of
 from scheduler.problem import EVERY_ROLE, ROLES, Assignment, Gpu, Plan, Problem, Request, Stage
@@ -37,6 +39,8 @@ class Config:
 
 EPSILON = 1e-9
 """Seconds that rounding may lose."""
+MOVES = 4
+"""Requests that change their node in one decision, at most."""
 
 
 class Rounds:
@@ -53,17 +57,20 @@ class Rounds:
         self._flights: dict[int, Flight] = {}
         self._order_id = 0
         self._epoch = 0
-        self.layout = Layout(())
         # Whether groups of several are only used once they are warm; costly ones (NCCL) should be.
         self.warm_groups = False
         self._warmth = Warmth(self._epoch_of)
         self.roles: frozenset[Stage] = frozenset()
         # Who denoises but cannot encode needs the condition, too, to go on from a checkpoint.
         self._all_encode = True
+        self._layout: Layout | None = None
+        self._nodes = Nodes()
+        self._may_begin: dict[int, Flight] = {}
+        self._running: dict[int, Flight] = {}  # begun, and nothing planned after them yet
+        self._hanging: dict[int, Flight] = {}  # to be aborted
         self._dirty = False
         self._version = 0
         self._planned_version = 0
-        self._planned_at = -math.inf
         self._again_at = math.inf
 
     # Events of clients.
@@ -77,6 +84,7 @@ class Rounds:
         tracked = Tracked.new(submission, now if arrived_at is None else arrived_at)
         tracked.checkpoint = checkpoint
         self.requests[tracked.id] = self._active[tracked.id] = tracked
+        self._nodes.add(tracked)
         self._rewind(tracked)
         return self._changed(now, tracked)
 
@@ -92,6 +100,7 @@ class Rounds:
             if not tracked.flights and not tracked.holders:
                 # It was to go on from an older one, which may be gone by then.
                 self._rewind(tracked)
+                self._nodes.touch(tracked.home)
                 self._dirty = True
                 self._version += 1
 
@@ -133,6 +142,15 @@ class Rounds:
         flight = self._flights.get(order_id)
         return flight.order if flight else None
 
+    @property
+    def layout(self) -> Layout:
+        """The aligned blocks of the slots that take orders."""
+        if self._layout is None:
+            staying = [slot for slot in self.slots.values() if not slot.leaving]
+            lone = {slot.slot for slot in staying if Stage.DENOISING not in slot.roles}
+            self._layout = Layout(((slot.slot, slot.node) for slot in staying), lone)
+        return self._layout
+
     # Events of executors.
 
     def executor_joined(
@@ -143,6 +161,7 @@ class Rounds:
             raise ValueError(f"slot {slot} is taken")
         self._epoch += 1
         self.slots[slot] = Slot(slot, node, self._epoch, roles)
+        self._nodes.join(self.slots[slot])
         self._arrange()
         return self._touch(now)
 
@@ -157,18 +176,21 @@ class Rounds:
             tracked.held[slot] = step
             if not tracked.flights:
                 self._rewind(tracked)
+            self._nodes.touch(tracked.home)
             effects.append(Changed(request_id))
         return effects + self._touch(now)
 
     def executor_leaving(self, now: float, slot: int) -> list[Effect]:
         """No more orders for this one; it hands back what it has not begun."""
         self.slots[slot].leaving = True
+        self._nodes.leave(self.slots[slot])
         self._arrange()
         return self._touch(now)
 
     def executor_lost(self, now: float, slot: int) -> list[Effect]:
         """An executor is gone, and with it what it held; its groups are aborted."""
         lost = self.slots.pop(slot)
+        self._nodes.lose(lost)
         self._arrange()
         self._epoch += 1
         for tracked in self._active.values():
@@ -210,6 +232,7 @@ class Rounds:
         if flight is None or report.slot not in flight.pending:
             return []
         self._note(flight, report)
+        self._nodes.touch_slots(flight.order.slots)
         return self._settle(now, flight) + self._touch(now)
 
     def measure(self, now: float, slots: tuple[int, ...]) -> list[Effect]:
@@ -232,24 +255,20 @@ class Rounds:
         """When to plan next, or to call `tick`; infinity: after the next event."""
         if self._dirty:
             return now
-        times = [flight.abort_at for flight in self._flights.values()]
+        times = [flight.abort_at for flight in self._hanging.values()]
         if any(t.next_stage for t in self._active.values()):
             times.append(self._again_at)
-            times += [
-                flight.end - self.config.lead_s
-                for flight in self._flights.values()
-                if flight.begun and not flight.looked_ahead
-            ]
-            if any(not slot.queue for slot in self.slots.values()):
-                times.append(self._planned_at + self.config.round_s)
+            times += [flight.end - self.config.lead_s for flight in self._running.values()]
+            times.append(self._nodes.oldest_plan() + self.config.round_s)
         return max(now, min(times, default=math.inf))
 
     def tick(self, now: float) -> list[Effect]:
         """Abort what has been left hanging by a failed member."""
         effects: list[Effect] = []
-        for flight in list(self._flights.values()):
+        for flight in list(self._hanging.values()):
             if flight.abort_at <= now:
                 flight.abort_at = math.inf
+                del self._hanging[flight.order.id]
                 failed = tuple(sorted(set(flight.order.slots) - flight.pending))
                 self._epoch += 1
                 for slot in flight.pending | (self.slots.keys() & set(failed)):
@@ -259,43 +278,60 @@ class Rounds:
 
     def problem(self, now: float) -> Problem | None:
         """What there is to plan now; None where nothing can be: no GPU, no request or no profile."""
-        self._dirty, self._planned_at, self._planned_version = False, now, self._version
-        self._again_at = math.inf
-        problem = self.snapshot(now)
-        for flight in self._flights.values():
+        nodes = self._nodes
+        self._dirty, self._planned_version = False, self._version
+        if self._again_at <= now:
+            nodes.touch_all()
+        for flight in list(self._running.values()):
             # The very comparison of `wake_at`: else rounding could wake it for ever.
-            flight.looked_ahead = flight.looked_ahead or flight.end - self.config.lead_s <= now
+            if flight.end - self.config.lead_s <= now:
+                flight.end = flight.predicted_end(now)
+                if flight.end - self.config.lead_s <= now:
+                    del self._running[flight.order.id]
+                    nodes.touch_slots(flight.order.slots)
+        self._dispatch(now)
+        due = nodes.due(now, self.config.round_s)
+        if len(due) == len(nodes.slots) or self._again_at <= now:
+            self._again_at = math.inf
+        problem = self.snapshot(now, due)
+        nodes.planned(now, due)
         return problem if problem and problem.requests else None
 
-    def snapshot(self, now: float) -> Problem | None:
-        """The same for somebody who only wants to look, requests or not."""
-        self._predict(now)
-        horizon = now + self.config.lead_s + EPSILON
-        never = math.nextafter(horizon, math.inf)
-        gpus = []
-        sites = self._warmth.sites(self.layout) if self.warm_groups else {}
-        for slot in self.slots.values():
-            free_at = slot.queue[-1].end if slot.queue else now
-            if not slot.leaving and free_at < math.inf:
-                full = len(slot.queue) >= QUEUE_DEPTH
-                free_at = max(free_at, never) if full else free_at
-                gpus.append(Gpu(slot.slot, free_at, slot.node + sites.get(slot.slot, ""), slot.roles))
+    def snapshot(self, now: float, nodes: Iterable[str] | None = None) -> Problem | None:
+        """The same for somebody who only wants to look, requests or not; on these nodes, or on all."""
+        books = self._nodes
+        waiting: list[Tracked] = []
+        gpus: list[Gpu] = []
+        nodes = list(books.slots if nodes is None else nodes)
+        for node in nodes:
+            gpus += self._gpus(now, node)
+            waiting += [t for t in books.members[node].values() if t.next_stage]
+        if len(nodes) == len(books.slots):
+            waiting += [t for t in books.homeless.values() if t.next_stage]
         if self.profile is None or not gpus:
             return None
+        if self.warm_groups:
+            sites = self._warmth.sites(self.layout)
+            gpus = [replace(gpu, island=sites.get(gpu.slot, "")) for gpu in gpus]
+        horizon, never = self._horizon(now)
         return Problem(
             now=now,
             horizon=horizon,
             round_s=self.config.round_s,
             gpus=tuple(sorted(gpus, key=lambda gpu: gpu.slot)),
-            requests=tuple(self._outstanding(t, never) for t in self._active.values() if t.next_stage),
-            profile=self.profile.limited(layout_of(gpus).max_degree),
+            requests=tuple([self._outstanding(tracked, never) for tracked in waiting]),
+            # Elsewhere the layout of all is at hand.
+            profile=self.profile.limited((layout_of(gpus) if self.warm_groups else self.layout).max_degree),
             margin_s=self.config.margin_s,
         )
 
     def commit(self, now: float, plan: Plan) -> list[Effect]:
         """Give the plan's orders, but those that events since `problem` have overtaken."""
         self.plans += 1
-        self._again_at = plan.again_at
+        self._again_at = min(self._again_at, plan.again_at)
+        if plan.unplanned:
+            self._nodes.touch(*plan.unplanned)
+            self._dirty = True
         effects: list[Effect] = []
         for request_id in plan.late:
             if tracked := self._active.get(request_id):
@@ -307,15 +343,17 @@ class Rounds:
             else:
                 # Only events can have made it so; anything else is the policy's fault.
                 self.rejected += self._version == self._planned_version
-                self._dirty = self._version != self._planned_version
+                if self._version != self._planned_version:
+                    self._dirty = True
+                    self._nodes.touch(tracked.home if tracked else None)
+                    self._nodes.touch_slots(assignment.slots)
         return effects
 
     # How it is done.
 
     def _arrange(self) -> None:
         staying = [slot for slot in self.slots.values() if not slot.leaving]
-        lone = {slot.slot for slot in staying if Stage.DENOISING not in slot.roles}
-        self.layout = Layout(((slot.slot, slot.node) for slot in staying), lone)
+        self._layout = None
         self.roles = frozenset(role for slot in staying for role in slot.roles)
         all_encode = all(Stage.ENCODING in slot.roles for slot in staying if Stage.DENOISING in slot.roles)
         if all_encode != self._all_encode:
@@ -324,12 +362,102 @@ class Rounds:
                 if not tracked.flights and not tracked.holders:
                     self._rewind(tracked)
 
+    def _horizon(self, now: float) -> tuple[float, float]:
+        """Until when what frees up can be given orders, and the next moment after that."""
+        horizon = now + self.config.lead_s + EPSILON
+        return horizon, math.nextafter(horizon, math.inf)
+
+    def _gpus(self, now: float, node: str) -> list[Gpu]:
+        """A node's GPUs that take orders."""
+        slots = self._nodes.slots[node].values()
+        flights = {flight.order.id: flight for slot in slots for flight in slot.queue}
+        self._predict(now, [flights[order_id] for order_id in sorted(flights)])
+        never = self._horizon(now)[1]
+        gpus = []
+        for slot in slots:
+            free_at = slot.queue[-1].end if slot.queue else now
+            if not slot.leaving and free_at < math.inf:
+                full = len(slot.queue) >= QUEUE_DEPTH
+                free_at = max(free_at, never) if full else free_at
+                gpus.append(Gpu(slot.slot, free_at, node, slot.roles))
+        return gpus
+
+    def _dispatch(self, now: float) -> None:
+        """Find a node for every request that has none; move some that wait to where there is more room."""
+        nodes, profile = self._nodes, self.profile
+        usable = nodes.open
+        if profile is None or not usable or not nodes.apart:
+            return
+        never = self._horizon(now)[1]
+        for tracked in list(nodes.homeless.values()):
+            home = usable[0] if len(usable) == 1 else nodes.of(tracked.holders)
+            if home is None and tracked.next_stage:
+                home = choose(self._loads(now), profile, self._outstanding(tracked, never), now)
+            if home is not None:
+                nodes.settle(tracked, home)
+        if len(usable) > 1:
+            self._rebalance(now, usable)
+
+    def _rebalance(self, now: float, usable: list[str]) -> None:
+        """Move a few that wait: to idle nodes, and from where they cannot be on time to where they can."""
+        nodes, profile, never = self._nodes, self.profile, self._horizon(now)[1]
+        assert profile is not None
+        idle = [node for node in usable if not nodes.members[node]]
+        stale = nodes.due(now, self.config.round_s)
+        if idle and all(tracked.flights for tracked in self._active.values()):
+            idle = []
+        if not idle and not stale:
+            return
+        loads = self._loads(now)
+
+        def waiting(node: str) -> list[Request]:
+            found = [t for t in nodes.members[node].values() if t.next_stage and not t.flights]
+            return [self._outstanding(tracked, never) for tracked in found]
+
+        moves = 0
+        for node in idle[:MOVES]:
+            donor = max(loads, key=lambda node: (loads[node].backlog, node), default=node)
+            # The first to be served there stays.
+            if found := sorted(waiting(donor), key=lambda r: (bool(r.slots), r.deadline, r.id))[1:]:
+                self._move(found[0], donor, node)
+                moves += 1
+        for node in stale:
+            load = loads.get(node)
+            request = load and not load.fits(now) and crowded_out(load, profile, waiting(node), now)
+            if load and request and moves < MOVES:
+                others = {other: load for other, load in loads.items() if other != node}
+                home = choose(others, profile, request, now, must_fit=True)
+                if home is None:
+                    return
+                self._move(request, node, home)
+                moves += 1
+
+    def _move(self, request: Request, donor: str, home: str) -> None:
+        tracked = self._active[request.id]
+        self._nodes.settle(tracked, home)
+        self._nodes.touch(donor, home)
+
+    def _loads(self, now: float) -> dict[str, Load]:
+        """The load of every node that takes orders."""
+        nodes, never = self._nodes, self._horizon(now)[1]
+        assert self.profile is not None
+        for node in nodes.open:
+            if node not in nodes.loads and (gpus := self._gpus(now, node)):
+                waiting = [self._outstanding(t, never) for t in nodes.members[node].values() if t.next_stage]
+                nodes.loads[node] = Load.of(self.profile, gpus, waiting, now)
+        return nodes.loads
+
     def _outstanding(self, tracked: Tracked, never: float) -> Request:
         s, flights = tracked.submission, tracked.flights
         steps = s.steps - tracked.next_step if tracked.next_stage is not Stage.DECODING else 0
         waiting = (tracked.next_stage, steps, tracked.holders, tracked.arrived_at)
         seen = tracked.seen
-        if seen and not flights and (seen.stage, seen.steps, seen.slots, seen.ready_at) == waiting:
+        if (
+            seen
+            and not flights
+            and seen.home == tracked.home
+            and (seen.stage, seen.steps, seen.slots, seen.ready_at) == waiting
+        ):
             # Most of a long queue only waits: what planning saw last time will do.
             return seen
         ready_at = max((flight.end for flight in flights), default=tracked.arrived_at)
@@ -348,6 +476,7 @@ class Rounds:
             weight=s.weight,
             slots=tracked.holders,
             drop_late=self._drops_late(tracked),
+            home=tracked.home,
         )
         return tracked.seen
 
@@ -426,22 +555,26 @@ class Rounds:
             self.slots[slot].queue.append(flight)
         if tracked := self._active.get(order.request_id):
             tracked.flights.append(flight)
+        self._may_begin[order.id] = flight
         return [Give(order), *self._begin(now)]
 
     def _begin(self, now: float) -> list[Effect]:
         """Mark the orders whose turn has come."""
         effects: list[Effect] = []
-        for flight in self._flights.values():
+        for order_id in sorted(self._may_begin):
+            flight = self._may_begin.pop(order_id)
             order = flight.order
             tracked = self._active.get(order.request_id)
             if (
-                flight.begun
+                order_id not in self._flights
+                or flight.begun
                 or flight.reports
                 or any(self.slots[slot].queue[0] is not flight for slot in flight.pending)
                 or (tracked and tracked.flights[0] is not flight)
             ):
                 continue
             flight.begun_at = flight.marked_at = now
+            self._running[order_id] = flight
             flight.end = flight.predicted_end(now)
             if tracked and order.stage:
                 tracked.stage = order.stage
@@ -449,9 +582,9 @@ class Rounds:
                 effects.append(Changed(tracked.id))
         return effects
 
-    def _predict(self, now: float) -> None:
-        """Predict the ends of all flights, in the order in which they run."""
-        for flight in self._flights.values():
+    def _predict(self, now: float, flights: Iterable[Flight]) -> None:
+        """Predict the ends of all flights of a node, given in the order in which they run."""
+        for flight in flights:
             if flight.begun:
                 flight.end = flight.predicted_end(now)
                 continue
@@ -474,9 +607,12 @@ class Rounds:
         """A member has reported."""
         flight.pending.discard(report.slot)
         flight.reports.append(report)
+        self._may_begin[flight.order.id] = flight
         if slot := self.slots.get(report.slot):
             slot.queue.remove(flight)
             slot.busy_seconds += report.seconds
+            if slot.queue:
+                self._may_begin[slot.queue[0].order.id] = slot.queue[0]
         tracked = self._active.get(flight.order.request_id)
         if tracked and slot and (report.outcome is Outcome.OK or report.steps_done):
             # Who has failed at step 0 may hold nothing at all.
@@ -489,6 +625,7 @@ class Rounds:
         if flight.pending:
             if flight.failing:
                 flight.abort_at = min(flight.abort_at, now + self.config.grace_s)
+                self._hanging[flight.order.id] = flight
             return []
         tracked = self.requests.get(flight.order.request_id)
         if tracked and not tracked.stage.ended and tracked.flights[0] is not flight and not flight.failing:
@@ -502,13 +639,15 @@ class Rounds:
     def _resolve(self, now: float, flight: Flight) -> list[Effect]:
         """All members have reported."""
         order = flight.order
-        del self._flights[order.id]
+        for books in (self._flights, self._running, self._hanging):
+            books.pop(order.id, None)
         if order.stage is None and all(report.outcome is Outcome.OK for report in flight.reports):
             self._warmth.note(order.slots, order.epoch)
         tracked = self.requests.get(order.request_id)
         if tracked is None:
             return []
         tracked.flights.remove(flight)
+        self._may_begin.update((ahead.order.id, ahead) for ahead in tracked.flights[:1])
         seconds = max(report.seconds for report in flight.reports)
         tracked.gpu_seconds += seconds * len(order.slots)
         if flight.begun or seconds > 0:
@@ -591,6 +730,8 @@ class Rounds:
         if stage is Stage.DONE:
             tracked.late = now > tracked.deadline
         del self._active[tracked.id]
+        self._nodes.remove(tracked)
+        self._may_begin.update((flight.order.id, flight) for flight in tracked.flights)
         effects: list[Effect] = [Truncate(f.order.id, f.order.leader) for f in tracked.flights]
         busy = {slot for flight in tracked.flights for slot in flight.pending}
         effects += self._release(tracked, set(tracked.held) - busy)

@@ -59,6 +59,7 @@ class Tracked:
     held: dict[int, int] = field(default_factory=dict)  # slot -> steps done there
     flights: "list[Flight]" = field(default_factory=list)
     seen: Request | None = None  # by planning, last time
+    home: str | None = None  # the node that it is planned on
 
     @classmethod
     def new(cls, submission: Submission, arrived_at: float) -> "Tracked":
@@ -92,7 +93,6 @@ class Flight:
     reports: list[Report] = field(default_factory=list)
     abort_at: float = math.inf  # when its silent members are aborted
     withdrawn: bool = False
-    looked_ahead: bool = False
 
     @property
     def begun(self) -> bool:

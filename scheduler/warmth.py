@@ -1,8 +1,8 @@
 """Which groups have been made and used once: the first use costs NCCL seconds and memory, later ones nothing.
 
 Groups are known by their slots, leader first, and their epoch, as in their names; a group of another epoch
-is another one. Policies place groups on aligned blocks within a node, so a slot whose groups are cold is
-shown to them as if it had a node of its own.
+is another one. Policies place groups on aligned blocks within an island, so a slot whose groups are cold is
+shown to them as an island of its own.
 """
 
 from collections.abc import Callable, Container, Iterator

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
+from scheduler.policies.by_node import by_node
 from scheduler.problem import Policy
 
 
@@ -70,4 +71,4 @@ def resolve(name: str) -> Policy:
     factory: Callable[..., Policy] = getattr(
         import_module(f"scheduler.policies.{entry.module}"), entry.factory
     )
-    return factory(argument) if argument else factory()
+    return by_node(factory(argument) if argument else factory())

@@ -1,0 +1,143 @@
+"""Any policy on a cluster of several nodes: each node is planned apart, within the time for all.
+
+What the budget does not suffice for is left for the next plan, which the core asks for at once.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from scheduler.dispatch import homes
+from scheduler.placement import layout_of
+from scheduler.problem import ROLES, Decision, Gpu, Plan, Policy, Problem, Request, Stage
+
+LEAST_S = 0.015
+"""A node gets at least this much of the budget, as long as there is so much: solvers need some to begin."""
+DISPATCH_SHARE = 0.3
+"""Of the budget, for finding nodes for requests that have none."""
+_WORST_FIRST = ("out of time", "unknown", "feasible", "optimal", "all on time", "")
+
+
+def by_node(policy: Policy) -> Policy:
+    """The policy for one node or many."""
+
+    def plan(problem: Problem, budget_s: float) -> Plan:
+        nodes: dict[str, list[Gpu]] = {}
+        for gpu in problem.gpus:
+            nodes.setdefault(gpu.node, []).append(gpu)
+        # A request stays on a node from end to end, if every node can run all of it.
+        if len(nodes) == 1 or any(role not in _roles(gpus) for gpus in nodes.values() for role in ROLES):
+            return policy(problem, budget_s)
+        return _plan(policy, problem, nodes, budget_s)
+
+    return plan
+
+
+def _roles(gpus: Sequence[Gpu]) -> frozenset[Stage]:
+    return frozenset(role for roles in {gpu.roles for gpu in gpus} for role in roles)
+
+
+def _plan(policy: Policy, problem: Problem, nodes: dict[str, list[Gpu]], budget_s: float) -> Plan:
+    began = time.perf_counter()
+
+    def left() -> float:
+        return budget_s - (time.perf_counter() - began)
+
+    dispatch_until = (1 - DISPATCH_SHARE) * budget_s
+    home = homes(problem.profile, nodes, problem.requests, problem.now, lambda: left() > dispatch_until)
+    members: dict[str, list[Request]] = {node: [] for node in nodes}
+    for request in problem.requests:
+        if request.id in home:
+            members[home[request.id]].append(request)
+    parts = {node: _part(problem, gpus, members[node]) for node, gpus in nodes.items() if members[node]}
+    waiting = [node for node, part in parts.items() if _can_begin(part)]
+    late = [
+        request.id
+        for part in (part for node, part in parts.items() if node not in waiting)
+        for request in part.requests
+        if part.is_late(request)
+    ]
+    plans: list[Plan] = []
+    unplanned: list[str] = []
+    for index, node in enumerate(waiting):
+        budget = left()
+        if plans and budget <= 0:
+            unplanned = waiting[index:]
+            break
+        share = max(budget / (len(waiting) - index), min(budget, LEAST_S))
+        plan = policy(parts[node], share)
+        plans.append(_moved(plan, _base(nodes[node])))
+    again_at = min((plan.again_at for plan in plans), default=math.inf)
+    if len(home) < len(problem.requests):
+        again_at = problem.now
+    return Plan(
+        assignments=tuple(a for plan in plans for a in plan.assignments),
+        late=(*late, *(request_id for plan in plans for request_id in plan.late)),
+        again_at=again_at,
+        decision=_merged([plan.decision for plan in plans]),
+        unplanned=tuple(unplanned),
+    )
+
+
+def _can_begin(part: Problem) -> bool:
+    """Whether any order can be given now."""
+    horizon = part.horizon
+    return any(gpu.free_at <= horizon for gpu in part.gpus) and any(
+        r.ready_at <= horizon for r in part.requests
+    )
+
+
+def _base(gpus: Sequence[Gpu]) -> int:
+    """The slot that a node's slots are counted from, so that blocks stay aligned."""
+    first, last = min(gpu.slot for gpu in gpus), max(gpu.slot for gpu in gpus)
+    span = 1
+    while first // span != last // span:
+        span *= 2
+    return first // span * span
+
+
+def _part(problem: Problem, gpus: Sequence[Gpu], requests: Sequence[Request]) -> Problem:
+    """A node as if it were alone, with slots from 0 on: so all nodes of a kind share their layout."""
+    base, own = _base(gpus), {gpu.slot for gpu in gpus}
+    ascending = sorted(gpus, key=lambda gpu: gpu.slot)
+    here = tuple(replace(gpu, slot=gpu.slot - base, node="") for gpu in ascending)
+    return replace(
+        problem,
+        gpus=here,
+        requests=tuple(
+            replace(r, slots=tuple(s - base for s in r.slots if s in own))
+            if base or not own.issuperset(r.slots)
+            else r
+            for r in requests
+        ),
+        profile=problem.profile.limited(layout_of(here).max_degree),
+    )
+
+
+def _moved(plan: Plan, base: int) -> Plan:
+    """The plan of a part with the cluster's slots."""
+    if not base:
+        return plan
+    there = tuple(replace(a, slots=tuple(slot + base for slot in a.slots)) for a in plan.assignments)
+    return replace(plan, assignments=there)
+
+
+def _merged(decisions: Sequence[Decision]) -> Decision:
+    """One decision for all nodes: sums, and the least certain status."""
+    if not decisions:
+        return Decision()
+    statuses = {decision.status for decision in decisions}
+    return Decision(
+        source="solver" if any(d.source == "solver" for d in decisions) else "heuristic",
+        status=next((status for status in _WORST_FIRST if status in statuses), min(statuses)),
+        objective=_sum([d.objective for d in decisions]),
+        bound=_sum([d.bound for d in decisions]),
+        build_s=sum(d.build_s for d in decisions),
+        solve_s=sum(d.solve_s for d in decisions),
+    )
+
+
+def _sum(values: Sequence[float]) -> float:
+    # The one NaN that a decision begins with: decisions without one are equal.
+    return math.nan if any(map(math.isnan, values)) else sum(values)
