@@ -8,8 +8,8 @@ before any kernel sees it, so that no kernel needs a mask.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,14 +56,34 @@ def _from_xfuser(name: str) -> Kernel:
     return kernel
 
 
+@dataclass(frozen=True)
+class _View:
+    """What one attention layer sees.
+
+    Attributes:
+        keys: which keys are real in each block, in the order in which this member sees the blocks.
+        queries: which of this member's queries are real; None: all may be computed.
+    """
+
+    keys: tuple[slice, ...] = ()
+    queries: slice | None = None
+
+    @property
+    def no_queries(self) -> bool:
+        """Whether none is real: none of the keys of this member's own block, its first, are."""
+        return self.keys[0].start == self.keys[0].stop
+
+
 @dataclass
 class _Settings:
     """How this process attends now. USP reads globals: one step at a time runs in a process."""
 
     kernel: Kernel = _sdpa
-    # The real keys of each block that attention will see in this step, in the order it sees them.
-    blocks: tuple[int, ...] = ()
     ring: bool = False
+    # Of all tokens, and of image tokens alone; where the latter are, this many are put before them.
+    tokens: _View = _View()
+    image: _View = _View()
+    before_image: int = 0
 
 
 _settings = _Settings()
@@ -96,7 +116,12 @@ def use_group(group: Group, shard: Shard, heads: int) -> None:
     _settings.ring = split.ring > 1
     # A ring member sees its own block first, then that of the member before it, and so on round.
     order = [(split.ring_rank - turn) % split.ring for turn in range(split.ring)]
-    _settings.blocks = tuple(shard.keys_in_block(block, split.ring) for block in order)
+    _settings.tokens = _View(tuple(shard.keys_in_block(block, split.ring) for block in order))
+    # A member that has all of them needs no text to stand before them.
+    images = shard if shard.degree > 1 else replace(shard, text=0)
+    keys = tuple(images.keys_in_block(block, split.ring, image_only=True) for block in order)
+    _settings.image = _View(keys, queries=keys[0])
+    _settings.before_image = images.text_slice.stop - images.text_slice.start
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -108,7 +133,27 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
     Returns:
         The same shape.
     """
-    return usp.attend(query, key, value, _FUNCTION, {"blocks": iter(_settings.blocks)})
+    return _attend(query, key, value, _settings.tokens)
+
+
+def attend_image(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attention of this member's image tokens over all image tokens of the group's sequence.
+
+    Args:
+        query, key, value: [batch, heads, image tokens and padding of this member, head size].
+
+    Returns:
+        The same shape.
+    """
+    # Members have different numbers of image tokens; with zeros in place of text they are alike.
+    before = _settings.before_image
+    if before:
+        query, key, value = (F.pad(tensor, [0, 0, before, 0]) for tensor in (query, key, value))
+    return _attend(query, key, value, _settings.image)[:, :, before:]
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: _View) -> torch.Tensor:
+    return usp.attend(query, key, value, _FUNCTION, {"view": view, "keys": iter(view.keys)})
 
 
 def _attend_block(
@@ -120,20 +165,26 @@ def _attend_block(
     attention_kwargs: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What USP calls for each block of keys that it brings before this member's queries."""
-    blocks: Iterator[int] = attention_kwargs["blocks"]
-    keys = next(blocks)
-    if keys == 0:
-        return _nothing(query, first=_settings.blocks[0] == 0)
-    return _settings.kernel(query, key[:, :, :keys], value[:, :, :keys], _settings.ring)
+    view: _View = attention_kwargs["view"]
+    keys: slice = next(attention_kwargs["keys"])
+    if keys.start == keys.stop or view.no_queries:
+        return _nothing(query, matters=not view.no_queries)
+    key, value = key[:, :, keys], value[:, :, keys]
+    if view.queries is None:
+        return _settings.kernel(query, key, value, _settings.ring)
+    # The others' output is never used; zeros in the ring's sum keep it finite.
+    before, after = view.queries.start, query.shape[2] - view.queries.stop
+    out, lse = _settings.kernel(query[:, :, view.queries], key, value, _settings.ring)
+    return F.pad(out, [0, 0, before, after]), None if lse is None else F.pad(lse, [before, after])
 
 
-def _nothing(query: torch.Tensor, *, first: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _nothing(query: torch.Tensor, *, matters: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention over no keys at all: a weight of zero in the ring's sum.
 
-    Where a member's own block, its first, is all padding, so are its queries, and any finite weight will
-    do; minus infinity would make NaNs of them.
+    Where the output does not matter any finite weight will do; minus infinity would make NaNs of it, as
+    there is no key in the first block, either.
     """
-    weight = 0.0 if first else float("-inf")
+    weight = float("-inf") if matters else 0.0
     return torch.zeros_like(query), query.new_full(query.shape[:3], weight, dtype=torch.float32)
 
 

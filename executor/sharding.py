@@ -80,7 +80,10 @@ class Shard:
         sequence = everything.unflatten(0, (self.degree, batch)).transpose(0, 1).flatten(1, 2)
         return sequence[:, self.text : self.total]
 
-    def keys_in_block(self, block: int, blocks: int) -> int:
-        """How many of a block's keys are real, when the sequence is cut into `blocks` blocks for a ring."""
+    def keys_in_block(self, block: int, blocks: int, *, image_only: bool = False) -> slice:
+        """Which of a block's keys are real, when the sequence is cut into `blocks` blocks for a ring; with
+        `image_only`, which are of image tokens."""
         length = self.chunk * self.degree // blocks
-        return min(max(self.total - block * length, 0), length)
+        begin = block * length
+        first = self.text if image_only else 0
+        return slice(min(max(first - begin, 0), length), min(max(self.total - begin, 0), length))

@@ -68,7 +68,8 @@ class DiffusionPipeline(Pipeline):
             length = len(tokenizer(prompt, verbose=False).input_ids)
             if length > most:
                 warnings.append(f"the {what} is cut: it has {length} tokens, the {name} encoder reads {most}")
-        return warnings
+        # Two encoders may read alike.
+        return list(dict.fromkeys(warnings))
 
     @torch.inference_mode()
     def start(self, image: ImageSpec, condition: Condition) -> State:

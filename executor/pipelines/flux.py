@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers import FluxPipeline
-from diffusers.models.embeddings import apply_rotary_emb
 
-from executor import attention
 from executor.image import ImageSpec
 from executor.latents import Condition, State
 from executor.pipelines.base import Limits, Pipeline, register
@@ -20,6 +17,7 @@ from executor.pipelines.checkpoint import load_parts
 from executor.pipelines.diffusion import MAX_SIDE, MAX_TOKENS, DiffusionPipeline, Reader
 from executor.pipelines.flow import FlowMatching
 from executor.pipelines.guidance import Pass
+from executor.pipelines.joint_attention import JointAttention
 from executor.sharding import Shard
 
 # As Black Forest Labs run their models: schnell, which has no guidance input, takes 256 text tokens.
@@ -42,7 +40,7 @@ class FluxFamily(DiffusionPipeline):
             default_guidance=_GUIDANCE if guided else None,
         )
         super().__init__(parts, limits, device, dtype)
-        self._transformer.set_attn_processor(_FluxAttention())
+        self._transformer.set_attn_processor(JointAttention())
         flow_sigmas = parts.scheduler.config.get("use_flow_sigmas")
         self._flow = FlowMatching(
             parts.scheduler,
@@ -118,41 +116,6 @@ class FluxFamily(DiffusionPipeline):
     def image_latent(self, state: State) -> torch.Tensor:
         image, parts = state.image, self._parts
         return parts._unpack_latents(state.latent, image.height, image.width, parts.vae_scale_factor)
-
-
-class _FluxAttention:
-    """FLUX's joint attention of text and image tokens, over the step's group."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,  # noqa: ARG002  (FLUX has none)
-        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        query, key, value = (
-            project(hidden_states).unflatten(-1, (attn.heads, -1))
-            for project in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        query, key = attn.norm_q(query), attn.norm_k(key)
-        text = 0
-        if encoder_hidden_states is not None:
-            text = encoder_hidden_states.shape[1]
-            text_query, text_key, text_value = (
-                project(encoder_hidden_states).unflatten(-1, (attn.heads, -1))
-                for project in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-            )
-            query = torch.cat([attn.norm_added_q(text_query), query], dim=1)
-            key = torch.cat([attn.norm_added_k(text_key), key], dim=1)
-            value = torch.cat([text_value, value], dim=1)
-        query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
-        key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
-        out = attention.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-        out = out.transpose(1, 2).flatten(2, 3).to(query.dtype)
-        if encoder_hidden_states is None:
-            return out
-        return attn.to_out[1](attn.to_out[0](out[:, text:])), attn.to_add_out(out[:, :text])
 
 
 @register("FluxPipeline")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import write
+from small_models import NAMES, write
 
 from bench.crew import Crew
 
@@ -21,6 +21,6 @@ def crew() -> Iterator[Crew]:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders of small models in the FLUX layout, by name."""
+    """Folders of small models in the layout of each family, by name."""
     folder: Path = tmp_path_factory.mktemp("models")
-    return {name: write(folder / name, name) for name in ("4 heads", "6 heads", "24 heads", "5 heads")}
+    return {name: write(folder / name, name) for name in NAMES}

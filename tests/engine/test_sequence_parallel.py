@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from small_models import NAMES
 
 from bench.crew import Crew, Failed, Worker, die
 from executor.image import ImageSpec
@@ -55,10 +56,10 @@ def differs(a: State, b: State) -> float:
 
 
 def spec(size: tuple[int, int], steps: int = 6, seed: int = 1, guidance: float | None = None) -> ImageSpec:
-    return ImageSpec("a red house under a yellow sun", *size, steps, seed, guidance)
+    return ImageSpec("a red house under a yellow sun", *size, steps, seed, guidance, "a dark boat")
 
 
-@pytest.mark.parametrize("name", ["4 heads", "5 heads", "6 heads", "24 heads"])
+@pytest.mark.parametrize("name", NAMES)
 def test_any_sequence_of_degrees_and_members_gives_the_picture_of_degree_1(crew, models, name):
     chance = random.Random(name)
     for size in SIZES:
@@ -78,14 +79,14 @@ def test_any_sequence_of_degrees_and_members_gives_the_picture_of_degree_1(crew,
 
 
 def test_three_members_share_a_step_too(crew, models):
-    for name in ("4 heads", "6 heads"):
+    for name in ("4 heads", "6 heads", "sd3.5"):
         ((packed,),) = crew.all([0], begin, models[name], [spec((112, 144))])
         results = crew.all([2, 0, 3], run, models[name], [packed], 6, [2, 0, 3], f"three {name}")
         assert differs(unpack(results[0][0]), alone(crew, models[name], packed)) <= TOLERANCE
 
 
-def test_a_batch_at_different_steps_equals_its_requests_one_by_one(crew, models):
-    name = "4 heads"
+@pytest.mark.parametrize("name", ["4 heads", "sd3.5"])
+def test_a_batch_at_different_steps_equals_its_requests_one_by_one(crew, models, name):
     images = [
         spec((112, 144), 6, seed=1),
         spec((112, 144), 9, seed=2, guidance=1.0),
@@ -94,13 +95,15 @@ def test_a_batch_at_different_steps_equals_its_requests_one_by_one(crew, models)
     (packed,) = crew.all([0], begin, models[name], images[:2])
     ((rotated,),) = crew.all([0], begin, models[name], images[2:])
     expected = [alone(crew, models[name], p) for p in packed]
-    (later,) = crew.all([1], run, models[name], packed[1:], 3, [1], "batch, alone")
+    (later,) = crew.all([1], run, models[name], packed[1:], 3, [1], f"{name} alone")
     for slots in ([2], [0, 1], [3, 2, 1, 0]):
-        results = crew.all(slots, run, models[name], [packed[0], later[0]], 6, slots, f"batch of {slots}")
+        results = crew.all(
+            slots, run, models[name], [packed[0], later[0]], 6, slots, f"{name}, batch of {slots}"
+        )
         for result, reference in zip(results[0], expected, strict=True):
             assert differs(unpack(result), reference) <= TOLERANCE
     with pytest.raises(Failed, match="one size"):
-        crew.all([0], run, models[name], [packed[0], rotated], 1, [0], "unlike sizes")
+        crew.all([0], run, models[name], [packed[0], rotated], 1, [0], f"{name}, unlike sizes")
 
 
 def test_disjoint_groups_run_at_the_same_time(crew, models):

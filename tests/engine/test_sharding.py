@@ -32,10 +32,12 @@ def test_the_blocks_of_a_ring_have_all_real_keys(sequence, data):
     text, image, degree = sequence
     blocks = data.draw(st.sampled_from([b for b in range(1, degree + 1) if degree % b == 0]))
     shard = Shard(text, image, degree, rank=0)
-    keys = [shard.keys_in_block(block, blocks) for block in range(blocks)]
-    assert sum(keys) == text + image
-    assert all(0 <= k <= shard.chunk * degree // blocks for k in keys)
-    assert keys == sorted(keys, reverse=True)
+    length = shard.chunk * degree // blocks
+    for image_only, expected in ((False, range(text + image)), (True, range(text, text + image))):
+        keys = [shard.keys_in_block(block, blocks, image_only=image_only) for block in range(blocks)]
+        real = [block * length + i for block, part in enumerate(keys) for i in range(length)[part]]
+        assert real == list(expected)
+        assert all(0 <= part.start <= part.stop <= length for part in keys)
 
 
 def test_positions_are_shared_like_tokens():

@@ -1,0 +1,114 @@
+"""Stable Diffusion 3 and 3.5, and any model in their layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from executor import attention
+from executor.image import ImageSpec
+from executor.latents import Condition, State
+from executor.pipelines.base import Limits, Pipeline, register
+from executor.pipelines.checkpoint import load_parts
+from executor.pipelines.diffusion import MAX_SIDE, MAX_TOKENS, DiffusionPipeline, Reader, unpatchify
+from executor.pipelines.flow import FlowMatching
+from executor.pipelines.guidance import Pass
+from executor.pipelines.joint_attention import JointAttention
+from executor.sharding import Shard
+
+# diffusers' own defaults.
+_PROMPT_TOKENS = 256
+_GUIDANCE = 7.0
+
+
+class Sd3Family(DiffusionPipeline):
+    """A Stable Diffusion 3 or 3.5 model. See `Pipeline`. A latent is what the VAE decodes."""
+
+    family = "sd3"
+
+    def __init__(self, parts: StableDiffusion3Pipeline, device: torch.device, dtype: torch.dtype) -> None:
+        config = parts.transformer.config
+        pixels = config.patch_size * parts.vae_scale_factor
+        tokenizer = parts.tokenizer_3
+        limits = Limits(
+            size_multiple=pixels,
+            # As far as there are positions.
+            max_side=min(MAX_SIDE, config.pos_embed_max_size * pixels),
+            max_tokens=min(MAX_TOKENS, config.pos_embed_max_size**2),
+            max_prompt_tokens=_PROMPT_TOKENS
+            if tokenizer is None
+            else min(_PROMPT_TOKENS, tokenizer.model_max_length),
+            default_guidance=_GUIDANCE,
+            two_passes=True,
+        )
+        super().__init__(parts, limits, device, dtype)
+        # 3.5's dual layers have a second attention, of image tokens alone.
+        self._transformer.set_attn_processor(JointAttention(alone=attention.attend_image))
+        self._flow = FlowMatching(parts.scheduler, device)
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
+        scale = self._parts.vae_scale_factor
+        return (1, self._transformer.config.in_channels, height // scale, width // scale)
+
+    @property
+    def readers(self) -> Sequence[Reader]:
+        parts = self._parts
+        clips = [("CLIP", t, parts.tokenizer_max_length) for t in (parts.tokenizer, parts.tokenizer_2)]
+        # T5 may be left out, to save memory.
+        t5 = [("T5", parts.tokenizer_3, self.limits.max_prompt_tokens)] if parts.text_encoder_3 else []
+        return [*t5, *clips]
+
+    @torch.inference_mode()
+    def encode_text(self, prompt: str) -> Condition:
+        text, _, pooled, _ = self._parts.encode_prompt(
+            prompt,
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.limits.max_prompt_tokens,
+        )
+        return {"text": text, "pooled": pooled}
+
+    def noise(self, image: ImageSpec) -> torch.Tensor:
+        return self._parts.prepare_latents(
+            batch_size=1,
+            num_channels_latents=self._transformer.config.in_channels,
+            height=image.height,
+            width=image.width,
+            dtype=self.dtype,
+            device=self.device,
+            generator=self.generator(image),
+        )
+
+    def joint_text(self, condition: Condition) -> int:
+        return condition["text"].shape[1]
+
+    def predict(self, passes: Sequence[Pass], shard: Shard) -> torch.Tensor:
+        model = self._transformer
+        # Patches get their places before they are shared, for those hang on the picture's shape.
+        tokens = shard.take_image(model.pos_embed(torch.cat([row.state.latent for row in passes])))
+        text = model.context_embedder(shard.take_text(torch.cat([row.condition["text"] for row in passes])))
+        timesteps = torch.stack([self._flow.timestep(row.state, shard.image) for row in passes])
+        moment = model.time_text_embed(timesteps, torch.cat([row.condition["pooled"] for row in passes]))
+        for block in model.transformer_blocks:
+            text, tokens = block(hidden_states=tokens, encoder_hidden_states=text, temb=moment)
+        return model.proj_out(model.norm_out(tokens, moment))
+
+    def advance(self, state: State, output: torch.Tensor) -> torch.Tensor:
+        patch = self._transformer.config.patch_size
+        height, width = (side // patch for side in state.latent.shape[-2:])
+        velocity = unpatchify(output, height, width, patch)
+        return self._flow.euler(state, output.shape[1], state.latent, velocity)
+
+    def image_latent(self, state: State) -> torch.Tensor:
+        return state.latent
+
+
+@register("StableDiffusion3Pipeline")
+def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Pipeline:
+    """Load a checkpoint folder in the layout of Stable Diffusion 3 medium or 3.5 medium."""
+    return Sd3Family(load_parts(folder, StableDiffusion3Pipeline, dtype), device, dtype)
