@@ -278,7 +278,9 @@ def _goes_on(job: Job, group: Group, step: int) -> bool:
 def _image(job: Job) -> ImageSpec:
     spec = job.order.image
     guidance = spec.guidance if spec.HasField("guidance") else None
-    return ImageSpec(spec.prompt, spec.width, spec.height, spec.steps, spec.seed, guidance)
+    return ImageSpec(
+        spec.prompt, spec.width, spec.height, spec.steps, spec.seed, guidance, spec.negative_prompt
+    )
 
 
 def _fail(done: pb.OrderDone, error: Exception) -> None:

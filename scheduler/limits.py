@@ -26,10 +26,11 @@ def check_image(image: types_pb2.ImageSpec, model: scheduler_pb2.ModelInfo) -> N
         )
     if not 1 <= image.steps <= model.max_steps:
         raise ValueError(f"image.steps: {image.steps} is not allowed; 1 to {model.max_steps} is")
-    if len(image.prompt) > MAX_PROMPT_CHARACTERS:
-        raise ValueError(
-            f"image.prompt: {len(image.prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed"
-        )
+    for name, text in (("prompt", image.prompt), ("negative_prompt", image.negative_prompt)):
+        if len(text) > MAX_PROMPT_CHARACTERS:
+            raise ValueError(
+                f"image.{name}: {len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed"
+            )
     if image.HasField("guidance") and not 0 <= image.guidance <= 100:
         raise ValueError(f"image.guidance: {image.guidance} is not allowed; 0 to 100 is")
 

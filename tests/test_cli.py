@@ -76,6 +76,16 @@ def test_submit_no_wait_prints_the_id_alone(fake: FakeScheduler) -> None:
     assert run("submit", "x", "--no-wait", "-o", "x.png").exit_code == 2
 
 
+def test_a_negative_prompt_goes_with_the_request(fake: FakeScheduler) -> None:
+    id = run(
+        "submit", "a house", "--negative-prompt", "clouds", "--guidance", "5", "--no-wait"
+    ).stdout.strip()
+    sent = fake.calls("Submit")[-1].request.image
+    assert (sent.prompt, sent.negative_prompt, sent.guidance) == ("a house", "clouds", 5)
+    assert "clouds" in run("get", id).stdout
+    assert json.loads(run("get", id, "--json").stdout)["negative_prompt"] == "clouds"
+
+
 def test_submit_to_standard_output_is_the_png_alone(fake: FakeScheduler) -> None:
     prepare(fake)
     done = subprocess.run([*COMMAND, "submit", "x", "--id", "mine", "-o", "-"], capture_output=True)
@@ -85,9 +95,9 @@ def test_submit_to_standard_output_is_the_png_alone(fake: FakeScheduler) -> None
 
 def test_json_keys_stay(fake: FakeScheduler) -> None:
     request = {
-        "id", "stage", "verdict", "prompt", "width", "height", "steps", "seed", "guidance", "deadline_s",
-        "weight", "on_late", "steps_done", "slots", "degree", "submitted_at", "deadline_at", "finished_at",
-        "latency_s", "gpu_seconds", "error", "warnings",
+        "id", "stage", "verdict", "prompt", "negative_prompt", "width", "height", "steps", "seed", "guidance",
+        "deadline_s", "weight", "on_late", "steps_done", "slots", "degree", "submitted_at", "deadline_at",
+        "finished_at", "latency_s", "gpu_seconds", "error", "warnings",
     }  # fmt: skip
     queue(fake)
     got = json.loads(run("get", "mine", "--json").stdout)

@@ -87,19 +87,26 @@ def test_submit_sends_what_was_asked_and_reads_the_answer(client: Any, fake: Fak
         on_late="drop",
         id="mine",
         guidance=3.5,
+        negative_prompt="clouds",
     )
     (sent,) = fake.calls("Submit")
     assert sent.request == types_pb2.Request(
         id="mine",
         image=types_pb2.ImageSpec(
-            prompt="a red house", width=768, height=512, steps=20, seed=7, guidance=3.5
+            prompt="a red house",
+            width=768,
+            height=512,
+            steps=20,
+            seed=7,
+            guidance=3.5,
+            negative_prompt="clouds",
         ),
         deadline={"seconds": 90},
         weight=2.5,
         on_late=types_pb2.ON_LATE_DROP,
     )
     assert status.request == Request(
-        "mine", ImageSpec("a red house", 768, 512, 20, 7, 3.5), 90.0, 2.5, OnLate.DROP
+        "mine", ImageSpec("a red house", 768, 512, 20, 7, 3.5, "clouds"), 90.0, 2.5, OnLate.DROP
     )
     assert status.stage is Stage.QUEUED
     assert status.verdict is Verdict.OPEN
@@ -209,6 +216,7 @@ def test_errors_keep_the_code_and_the_message(
         ({"weight": 0}, "weight"),
         ({"weight": float("inf")}, "weight"),
         ({"guidance": float("nan")}, "guidance"),
+        ({"negative_prompt": "\ud800"}, "negative_prompt"),
         ({"on_late": "cry"}, "on_late"),
         ({"prompt": "\udcff"}, "prompt"),
     ],
@@ -396,6 +404,7 @@ def test_every_stage_of_the_contract_is_known() -> None:
             steps=st.integers(1, 2**31 - 1),
             seed=st.integers(0, 2**64 - 1),
             guidance=st.none() | st.floats(width=32, allow_nan=False, allow_infinity=False),
+            negative_prompt=st.text(),
         ),
         deadline=st.none() | st.integers(1, 10**15).map(lambda ns: ns / 1e9),
         weight=st.floats(0, exclude_min=True, allow_infinity=False),

@@ -140,6 +140,7 @@ def test_the_same_request_again_gets_the_same_answer_and_another_one_is_refused(
         ({"id": "../etc"}, "^id: "),
         ({"guidance": 1000.0}, "guidance"),
         ({"prompt": "x" * 20_000}, "prompt.*10000"),
+        ({"negative_prompt": "x" * 20_000}, "negative_prompt.*10000"),
     ],
 )
 def test_bad_input_names_the_field_and_what_is_allowed(shared, wrong, words):

@@ -19,6 +19,7 @@ def status_json(status: RequestStatus, *, spans: bool = False) -> Json:
         "stage": status.stage.value,
         "verdict": status.verdict.value,
         "prompt": image.prompt,
+        "negative_prompt": image.negative_prompt,
         "width": image.width,
         "height": image.height,
         "steps": image.steps,

@@ -49,10 +49,12 @@ def submit(
     on_late: OnLate | str,
     id: str | None,
     guidance: float | None,
+    negative_prompt: str,
 ) -> Call[RequestStatus]:
+    image = _image(prompt, size, steps, _seed(id) if seed is None else seed, guidance, negative_prompt)
     request = Request(
         id=id or secrets.token_hex(6),
-        image=_image(prompt, size, steps, _seed(id) if seed is None else seed, guidance),
+        image=image,
         deadline=None if deadline is None else parse_duration(deadline),
         weight=weight,
         on_late=_choice(OnLate, on_late, "on_late"),
@@ -62,7 +64,7 @@ def submit(
 
 
 def quote(prompt: str, size: Size, steps: int | None) -> Call[Quote]:
-    image = convert.image_to_proto(_image(prompt, size, steps, 0, None))
+    image = convert.image_to_proto(_image(prompt, size, steps))
     return Call("Quote", scheduler_pb2.QuoteRequest(image=image), convert.quote_from_proto)
 
 
@@ -206,12 +208,19 @@ def _seed(id: str | None) -> int:
     return int.from_bytes(hashlib.sha256(id.encode(errors="replace")).digest()[:4])
 
 
-def _image(prompt: str, size: Size, steps: int | None, seed: int, guidance: float | None) -> ImageSpec:
+def _image(
+    prompt: str,
+    size: Size,
+    steps: int | None,
+    seed: int = 0,
+    guidance: float | None = None,
+    negative_prompt: str = "",
+) -> ImageSpec:
     width, height = parse_size(size)
     # The contract's 0 is "as many as the model does by default"; asked for, it is a mistake.
     if steps is not None and steps < 1:
         raise InvalidArgument(f"steps: {steps} is not 1 or more")
-    return ImageSpec(prompt, width, height, steps or 0, seed, guidance)
+    return ImageSpec(prompt, width, height, steps or 0, seed, guidance, negative_prompt)
 
 
 def _join(answers: Sequence[scheduler_pb2.GetImageResponse]) -> bytes:

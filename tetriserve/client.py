@@ -58,15 +58,19 @@ class Client:
         on_late: OnLate | str = OnLate.DEFAULT,
         id: str | None = None,
         guidance: float | None = None,
+        negative_prompt: str = "",
     ) -> RequestStatus:
         """Ask for an image; returns when the request is in the scheduler's journal.
 
         `size` in pixels, (768, 512) or "768x512". `deadline` in seconds from now, or "8s"; None is
         best effort. What is None else is left to the model, but for `seed` and `id`, which are
         chosen at random. An id of your own makes it harmless to submit the same request again; the
-        seed then follows from the id.
+        seed then follows from the id. `negative_prompt` is what not to draw; a model that takes none
+        warns.
         """
-        return self._run(calls.submit(prompt, size, steps, seed, deadline, weight, on_late, id, guidance))
+        return self._run(
+            calls.submit(prompt, size, steps, seed, deadline, weight, on_late, id, guidance, negative_prompt)
+        )
 
     def quote(self, size: Size = "512x512", *, steps: int | None = None, prompt: str = "") -> Quote:
         """When such an image could be done, without asking for it."""
@@ -187,10 +191,11 @@ class AsyncClient:
         on_late: OnLate | str = OnLate.DEFAULT,
         id: str | None = None,
         guidance: float | None = None,
+        negative_prompt: str = "",
     ) -> RequestStatus:
         """As Client.submit."""
         return await self._run(
-            calls.submit(prompt, size, steps, seed, deadline, weight, on_late, id, guidance)
+            calls.submit(prompt, size, steps, seed, deadline, weight, on_late, id, guidance, negative_prompt)
         )
 
     async def quote(self, size: Size = "512x512", *, steps: int | None = None, prompt: str = "") -> Quote:

@@ -53,10 +53,11 @@ def image_to_proto(image: ImageSpec) -> types_pb2.ImageSpec:
     ):
         if not 0 <= value < limit:
             raise InvalidArgument(f"{name}: {value} is not between 0 and {limit - 1}")
-    try:
-        image.prompt.encode()
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"prompt: {image.prompt!r:.80} is not valid Unicode") from None
+    for name, text in (("prompt", image.prompt), ("negative_prompt", image.negative_prompt)):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidArgument(f"{name}: {text!r:.80} is not valid Unicode") from None
     if image.guidance is not None and not math.isfinite(image.guidance):
         raise InvalidArgument(f"guidance: {image.guidance} is not a number")
     return types_pb2.ImageSpec(
@@ -66,6 +67,7 @@ def image_to_proto(image: ImageSpec) -> types_pb2.ImageSpec:
         steps=image.steps,
         seed=image.seed,
         guidance=image.guidance,
+        negative_prompt=image.negative_prompt,
     )
 
 
@@ -145,6 +147,7 @@ def _request(message: types_pb2.Request) -> Request:
             steps=image.steps,
             seed=image.seed,
             guidance=image.guidance if image.HasField("guidance") else None,
+            negative_prompt=image.negative_prompt,
         ),
         deadline=_seconds(message.deadline) if message.HasField("deadline") else None,
         weight=message.weight if message.HasField("weight") else 1.0,

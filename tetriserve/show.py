@@ -84,6 +84,8 @@ def request_details(status: RequestStatus) -> RenderableType:
     left = (status.deadline_at - now).total_seconds() if status.deadline_at else None
     table.add_row("id", status.id)
     table.add_row("prompt", printable(image.prompt))
+    if image.negative_prompt:
+        table.add_row("negative prompt", printable(image.negative_prompt))
     table.add_row("size", f"{image.width}x{image.height}")
     table.add_row("seed", str(image.seed))
     table.add_row("stage", stage_text(status))

@@ -60,6 +60,8 @@ class ImageSpec:
     """Seed of the initial noise."""
     guidance: float | None = None
     """None: the model's default."""
+    negative_prompt: str = ""
+    """What not to draw."""
 
 
 @dataclass(frozen=True, slots=True)
