@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from executor import quiet  # noqa: F401
-from executor.pipelines import flux, sd3  # noqa: F401  (register the families)
+from executor.pipelines import flux, pixart, sd3  # noqa: F401  (register the families)
 from executor.pipelines.base import Limits, Loader, ModelError, Pipeline, loader_for, register
 from executor.pipelines.checkpoint import read_index
 

@@ -16,8 +16,8 @@ from executor.pipelines.base import Limits, Pipeline, register
 from executor.pipelines.checkpoint import load_parts
 from executor.pipelines.diffusion import MAX_SIDE, MAX_TOKENS, DiffusionPipeline, Reader
 from executor.pipelines.flow import FlowMatching
+from executor.pipelines.group_attention import GroupAttention
 from executor.pipelines.guidance import Pass
-from executor.pipelines.joint_attention import JointAttention
 from executor.sharding import Shard
 
 # As Black Forest Labs run their models: schnell, which has no guidance input, takes 256 text tokens.
@@ -40,7 +40,7 @@ class FluxFamily(DiffusionPipeline):
             default_guidance=_GUIDANCE if guided else None,
         )
         super().__init__(parts, limits, device, dtype)
-        self._transformer.set_attn_processor(JointAttention())
+        self._transformer.set_attn_processor(GroupAttention())
         flow_sigmas = parts.scheduler.config.get("use_flow_sigmas")
         self._flow = FlowMatching(
             parts.scheduler,

@@ -15,8 +15,8 @@ from executor.pipelines.base import Limits, Pipeline, register
 from executor.pipelines.checkpoint import load_parts
 from executor.pipelines.diffusion import MAX_SIDE, MAX_TOKENS, DiffusionPipeline, Reader, unpatchify
 from executor.pipelines.flow import FlowMatching
+from executor.pipelines.group_attention import GroupAttention
 from executor.pipelines.guidance import Pass
-from executor.pipelines.joint_attention import JointAttention
 from executor.sharding import Shard
 
 # diffusers' own defaults.
@@ -46,7 +46,7 @@ class Sd3Family(DiffusionPipeline):
         )
         super().__init__(parts, limits, device, dtype)
         # 3.5's dual layers have a second attention, of image tokens alone.
-        self._transformer.set_attn_processor(JointAttention(alone=attention.attend_image))
+        self._transformer.set_attn_processor(GroupAttention(alone=attention.attend_image))
         self._flow = FlowMatching(parts.scheduler, device)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:

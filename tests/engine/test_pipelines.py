@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import ImageChops
 from safetensors.torch import load_file, save_file
-from small_models import SD3, write
+from small_models import PIXART, SD3, write
 
 from executor import attention
 from executor.groups import Group, Groups, Member
@@ -60,10 +60,12 @@ def stock(folder: str, image: ImageSpec, output: str, dtype: torch.dtype = torch
     pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     taken = inspect.signature(pipeline.__call__).parameters
-    t5 = next(
-        t for name in ("tokenizer_3", "tokenizer_2", "tokenizer") if (t := getattr(pipeline, name, None))
-    )
-    options = {"max_sequence_length": t5.model_max_length}
+    t5, options = {
+        "FluxPipeline": ("tokenizer_2", {}),
+        "StableDiffusion3Pipeline": ("tokenizer_3", {}),
+        "PixArtSigmaPipeline": ("tokenizer", {"clean_caption": False, "use_resolution_binning": False}),
+    }[type(pipeline).__name__]
+    options["max_sequence_length"] = getattr(pipeline, t5).model_max_length
     if image.guidance is not None:
         options["guidance_scale"] = image.guidance
     if image.negative_prompt and "negative_prompt" in taken:
@@ -89,7 +91,7 @@ def stock(folder: str, image: ImageSpec, output: str, dtype: torch.dtype = torch
         ("6 heads", {"width": 208, "height": 80}),
         *[
             (name, changes)
-            for name in SD3
+            for name in (*SD3, *PIXART)
             for changes in (
                 {},
                 {"guidance": 1.0},
@@ -109,11 +111,36 @@ def test_degree_1_is_the_pipeline_of_diffusers(models, loaded, group, name, chan
     assert state.latent.shape == pipeline.latent_shape(image.width, image.height)
     # Classifier-free guidance multiplies what differs by its scale; a pixel may be rounded otherwise.
     tolerance, levels = (1e-5, 0) if pipeline.family == "flux" else (1e-4, 1)
-    assert (state.latent[0] - stock(models[name], image, "latent")).abs().max() <= tolerance
+    latent = state.latent if pipeline.family == "flux" else pipeline.image_latent(state)
+    assert (latent[0] - stock(models[name], image, "latent")).abs().max() <= tolerance
     picture = pipeline.decode(state)
     assert picture.size == (image.width, image.height)
     differs = ImageChops.difference(picture, stock(models[name], image, "pil"))
     assert max(most for _, most in differs.getextrema()) <= levels
+
+
+def test_pixart_with_the_noise_that_it_was_trained_for(tmp_path, group):
+    folder = write(tmp_path / "model", "pixart", beta_end=0.02)
+    pipeline = load(folder)
+    for steps in (5, 16):
+        image = dataclasses.replace(IMAGE, steps=steps)
+        latent = pipeline.image_latent(draw(pipeline, image, group))[0]
+        expected = stock(folder, image, "latent")
+        assert (latent - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+def test_pixart_under_the_name_that_its_transformer_was_published_with(tmp_path, models, loaded):
+    folder = Path(shutil.copytree(models["pixart"], tmp_path / "model"))
+    for file, old, new in (
+        ("model_index.json", "PixArtTransformer2DModel", "Transformer2DModel"),
+        ("transformer/config.json", "PixArtTransformer2DModel", "Transformer2DModel"),
+    ):
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new))
+    config = json.loads((folder / "transformer/config.json").read_text())
+    (folder / "transformer/config.json").write_text(json.dumps(config | {"norm_type": "ada_norm_single"}))
+    assert load(folder).heads == loaded("pixart").heads
 
 
 def test_bfloat16_is_the_flux_pipeline_of_diffusers_too(models, group):
@@ -206,10 +233,8 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
 def test_an_unknown_family(folder):
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "KandinskyPipeline"}))
-    assert (
-        refused(folder)
-        == "unknown model family 'KandinskyPipeline': there are FluxPipeline, StableDiffusion3Pipeline"
-    )
+    families = "FluxPipeline, PixArtSigmaPipeline, StableDiffusion3Pipeline"
+    assert refused(folder) == f"unknown model family 'KandinskyPipeline': there are {families}"
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "tokenizer_2", "scheduler"])

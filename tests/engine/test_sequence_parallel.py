@@ -85,7 +85,7 @@ def test_three_members_share_a_step_too(crew, models):
         assert differs(unpack(results[0][0]), alone(crew, models[name], packed)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["4 heads", "sd3.5"])
+@pytest.mark.parametrize("name", ["4 heads", "sd3.5", "pixart"])
 def test_a_batch_at_different_steps_equals_its_requests_one_by_one(crew, models, name):
     images = [
         spec((112, 144), 6, seed=1),

@@ -1,4 +1,4 @@
-"""Joint attention of text and image tokens in diffusers' layers, over the step's group."""
+"""Attention of diffusers' layers over the step's group."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from diffusers.models.embeddings import apply_rotary_emb
 from executor import attention
 
 
-class JointAttention:
-    """An attention processor for the layers of FLUX and Stable Diffusion 3.
+class GroupAttention:
+    """An attention processor for self-attention, and for the joint attention of text and image tokens.
 
     Args:
-        alone: attends for the layers that are not given text apart: by default as in FLUX, where text and
-            image tokens come as one sequence.
+        alone: attends for the layers that are not given text apart: by default over all tokens of the
+            step's sequence.
     """
 
     def __init__(
