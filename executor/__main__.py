@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from executor.config import DTYPES, Config, cache_folder, node_name
-from executor.options import SizeList
+from executor.options import RoleList, SizeList
 from executor.profile_command import profile
+from executor.roles import ROLES
 from tetriserve import logs
 
 log = logs.Logger("executor")
@@ -127,6 +128,30 @@ def _given(ctx: click.Context, name: str) -> bool:
     show_envvar=True,
     help="How long a step waits for a member of its group that is silent before it is given up.",
 )
+@click.option(
+    "--roles",
+    type=RoleList(),
+    default=",".join(ROLES),
+    show_envvar=True,
+    help="What to do of each request; models that no role needs are not loaded. The cluster needs all three.",
+)
+@click.option(
+    "--text-cache",
+    metavar="MIB",
+    type=click.IntRange(min=0),
+    default=256,
+    show_envvar=True,
+    help="Memory of the device for encoded prompts, so that each is encoded once.",
+)
+@click.option(
+    "--vae-tile",
+    metavar="PIXELS",
+    type=click.IntRange(min=0),
+    default=2048,
+    show_envvar=True,
+    help="Decode pictures with a longer side than this in tiles of this side, which takes less memory and "
+    "leaves faint differences; 0: never. The same for all executors of a cluster.",
+)
 @logs.options
 @click.pass_context
 def main(
@@ -143,6 +168,9 @@ def main(
     cache_dir: Path,
     grace: float,
     group_timeout: float,
+    roles: frozenset[str],
+    text_cache: int,
+    vae_tile: int,
     log_format: str,
     log_level: str,
 ) -> None:
@@ -174,6 +202,9 @@ def main(
             cache=cache_dir,
             grace_s=grace,
             group_timeout_s=group_timeout,
+            roles=roles,
+            text_cache=text_cache << 20,
+            decoding_tile=vae_tile,
         )
         _run(config)
     except KeyboardInterrupt:

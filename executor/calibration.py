@@ -10,6 +10,7 @@ from executor.once import alone
 from executor.pipelines import Pipeline
 from executor.profile_cache import Key, ProfileCache
 from executor.profiler import Kind, Measurement, Size
+from executor.roles import DECODE, DENOISE, ENCODE
 from tetriserve.logs import Logger
 from tetriserve.v1 import executor_pb2 as pb
 
@@ -70,8 +71,10 @@ class Calibration:
 
         Several that measured at once would slow each other down.
         """
-        wishes = [Wish("encode", 0, 0, 1, 1)]
-        wishes += [Wish(kind, *size, 1, 1) for size in sizes for kind in ("step", "decode")]
+        roles = self._pipeline.roles
+        wishes = [Wish("encode", 0, 0, 1, 1)] if ENCODE in roles else []
+        kinds: dict[str, Kind] = {DENOISE: "step", DECODE: "decode"}
+        wishes += [Wish(kinds[role], *size, 1, 1) for size in sizes for role in kinds if role in roles]
         with alone(self._lock, "measuring step times"):
             known = {Wish.of(row) for row in self._cache.load()}
             for wish in wishes:
@@ -127,8 +130,9 @@ class Calibration:
     def _warm_up(self, alone_group: Group) -> None:
         """Go through all stages once: first calls are slow."""
         log.info("warming up")
-        (state,) = profiler.warm_up(self._pipeline, alone_group)
-        self._pipeline.decode(state)
+        if DENOISE in self._pipeline.roles:
+            profiler.warm_up(self._pipeline, alone_group)
+        self._pipeline.rehearse()
 
 
 def _entry(row: Measurement) -> pb.StepTime:

@@ -7,8 +7,11 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from executor.roles import EVERY_ROLE
 from tetriserve.transport import host_port
 
+# Below this tiles are mostly overlap.
+SMALLEST_TILE = 128
 DTYPES = ("float32", "bfloat16")
 
 
@@ -31,6 +34,9 @@ class Config:
     cache: Path
     grace_s: float
     group_timeout_s: float = 30.0
+    roles: frozenset[str] = EVERY_ROLE
+    text_cache: int = 256 << 20
+    decoding_tile: int = 2048
 
     def __post_init__(self) -> None:
         host_port(self.scheduler, "--scheduler")
@@ -43,6 +49,10 @@ class Config:
         if self.threads < 1:
             raise ValueError(f"--threads: expected 1 or more, not {self.threads}")
         check_model(self.model)
+        if self.decoding_tile and self.decoding_tile < SMALLEST_TILE:
+            raise ValueError(
+                f"--vae-tile: expected 0 (never) or at least {SMALLEST_TILE} pixels, not {self.decoding_tile}"
+            )
 
     @property
     def host(self) -> str:

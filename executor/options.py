@@ -2,6 +2,23 @@
 
 import click
 
+from executor import roles
+
+
+class RoleList(click.ParamType[frozenset[str]]):
+    """`denoise,decode`."""
+
+    name = "ROLE,..."
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> frozenset[str]:
+        """Names of roles."""
+        try:
+            return value if isinstance(value, frozenset) else roles.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
 
 class SizeList(click.ParamType[list[tuple[int, int]]]):
     """`256x256,512x512`."""

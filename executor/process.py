@@ -18,6 +18,7 @@ from executor.builtin import checkpoint
 from executor.calibration import Calibration
 from executor.config import Config
 from executor.courier import Courier
+from executor.encodings import Encodings
 from executor.groups import Groups, Member
 from executor.jobs import Jobs
 from executor.latents import Store
@@ -56,7 +57,8 @@ def run(config: Config) -> None:
     device = _device(config.device)
     folder = config.model or checkpoint(config.cache)
     log.info("loading model", folder=folder, device=device, dtype=config.dtype)
-    pipeline = pipelines.load(folder, device, pipelines.DTYPES[config.dtype])
+    pipeline = pipelines.load(folder, device, pipelines.DTYPES[config.dtype], config.roles)
+    pipeline.decoding_tile = config.decoding_tile
     groups = Groups(device, config.host, timeout_s=config.group_timeout_s)
     calibration = Calibration(pipeline, config.cache / "profiles")
     alone = groups.get(0, [Member(0, groups.store_address)], "start")
@@ -85,7 +87,8 @@ async def _serve(
     await server.start()
 
     agent = Agent(jobs, groups, store, courier)
-    runner = Runner(pipeline, calibration, groups, store, courier, jobs, address)
+    encodings = Encodings(pipeline.encode_text, config.text_cache)
+    runner = Runner(pipeline, encodings, calibration, groups, store, courier, jobs, address)
     introduce = introduction(
         pipeline,
         calibration,

@@ -15,6 +15,7 @@ from executor.groups import Group, Groups
 from executor.image import ImageSpec
 from executor.latents import State
 from executor.pipelines import Pipeline
+from executor.roles import ENCODE
 
 Kind = Literal["step", "encode", "decode"]
 Size = tuple[int, int]
@@ -221,7 +222,7 @@ def _image(width: int = 512, height: int = 512) -> ImageSpec:
 def _states(pipeline: Pipeline, size: Size, batch: int) -> list[State]:
     image = _image(*size)
     pipeline.check(image)
-    condition = pipeline.encode(image)
+    condition = pipeline.encode(image) if ENCODE in pipeline.roles else pipeline.blank(image)
     return [pipeline.start(replace(image, seed=seed), condition) for seed in range(batch)]
 
 

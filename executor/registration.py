@@ -12,9 +12,15 @@ from executor.latents import Store
 from executor.pipelines import Pipeline
 from executor.pipelines.base import MAX_STEPS
 from executor.profile_cache import device_name
-from tetriserve.v1 import executor_pb2, scheduler_pb2
+from executor.roles import DECODE, DENOISE, ENCODE, ROLES
+from tetriserve.v1 import executor_pb2, scheduler_pb2, types_pb2
 
 DEFAULT_STEPS = 20
+STAGES = {
+    ENCODE: types_pb2.STAGE_ENCODING,
+    DENOISE: types_pb2.STAGE_DENOISING,
+    DECODE: types_pb2.STAGE_DECODING,
+}
 # Bytes of each weights file that its identity rests on, besides its name and length.
 SAMPLE_BYTES = 1 << 16
 
@@ -42,6 +48,7 @@ def introduction(
         device=device_name(device),
         model=model_info(pipeline, folder),
         device_index=device.index or 0 if device.type == "cuda" else None,
+        roles=[STAGES[role] for role in ROLES if role in pipeline.roles],
     )
 
     def now() -> executor_pb2.Registration:

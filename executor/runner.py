@@ -16,11 +16,13 @@ from PIL import Image
 
 from executor.calibration import Calibration
 from executor.courier import Courier
+from executor.encodings import Encodings
 from executor.groups import CalledOff, Group, GroupAborted, Groups
 from executor.image import ImageSpec
 from executor.jobs import Halt, Job, Jobs
-from executor.latents import NotHeld, State, Store, pack_latent, unpack, unpack_latent
+from executor.latents import Condition, NotHeld, State, Store, pack_latent, unpack, unpack_latent
 from executor.pipelines import Pipeline
+from executor.roles import DECODE, DENOISE, ENCODE
 from tetriserve.logs import Logger
 from tetriserve.v1 import executor_pb2 as pb
 from tetriserve.v1 import types_pb2 as types
@@ -47,6 +49,7 @@ class Runner(threading.Thread):
     def __init__(
         self,
         pipeline: Pipeline,
+        encodings: Encodings,
         calibration: Calibration,
         groups: Groups,
         store: Store,
@@ -56,6 +59,7 @@ class Runner(threading.Thread):
     ) -> None:
         super().__init__(name="device", daemon=True)
         self._pipeline = pipeline
+        self._encodings = encodings
         self._calibration = calibration
         self._groups = groups
         self._store = store
@@ -78,6 +82,7 @@ class Runner(threading.Thread):
         image = None
         try:
             _go(job)
+            self._check_role(order.stage)
             match order.stage:
                 case types.STAGE_ENCODING:
                     self._encode(job, done)
@@ -96,7 +101,7 @@ class Runner(threading.Thread):
             _fail(done, error)
         held = self._held(order.request_id)
         done.steps_done = held.step if held is not None else 0
-        _log(order, done)
+        _log(order, done, self._encodings)
         if image is None:
             job.session.report(pb.JoinRequest(order_done=done))
         else:
@@ -111,7 +116,9 @@ class Runner(threading.Thread):
         began = time.perf_counter()
         image = _image(job)
         done.warnings.extend(self._pipeline.check(image))
-        state = self._pipeline.start(image, self._pipeline.encode(image))
+        condition = self._condition(image)
+        checkpoint = job.order.checkpoint
+        state = self._resume(job, image, condition) if checkpoint else self._pipeline.start(image, condition)
         self._synchronize()
         self._store.put(job.order.request_id, state)
         done.seconds = time.perf_counter() - began
@@ -185,11 +192,13 @@ class Runner(threading.Thread):
             raise CalledOff(f"step {order.first_step} was not reached, only {held.step}")
         image = _image(job)
         if order.checkpoint:
-            condition = held.condition if held is not None else self._pipeline.encode(image)
-            state = unpack_latent(order.checkpoint, image, condition, self._pipeline.device)
-            if state.step != order.first_step:
-                raise ValueError(f"the checkpoint is at step {state.step}, not at {order.first_step}")
-            return state
+            if held is not None:
+                condition = held.condition
+            elif order.stage == types.STAGE_DECODING:
+                condition = {}  # the latent is enough
+            else:
+                condition = self._condition(image)
+            return self._resume(job, image, condition)
         holders = [address for address in order.holders if address != self._address]
         if holders:
             data = self._wait(job, self._courier.fetch(job, holders))
@@ -200,7 +209,26 @@ class Runner(threading.Thread):
             raise StateMissing(f"the state at step {order.first_step} is not held by {holders or 'anybody'}")
         # The beginning can always be made anew.
         self._pipeline.check(image)
-        return self._pipeline.start(image, self._pipeline.encode(image))
+        return self._pipeline.start(image, self._condition(image))
+
+    def _resume(self, job: Job, image: ImageSpec, condition: Condition) -> State:
+        """The state that the order's checkpoint makes with the condition."""
+        order = job.order
+        state = unpack_latent(order.checkpoint, image, condition, self._pipeline.device)
+        if state.step != order.first_step:
+            raise ValueError(f"the checkpoint is at step {state.step}, not at {order.first_step}")
+        return state
+
+    def _condition(self, image: ImageSpec) -> Condition:
+        if ENCODE not in self._pipeline.roles:
+            raise StateMissing("the encoded prompt is not held, and this executor has no text encoders")
+        return self._pipeline.encode(image, self._encodings)
+
+    def _check_role(self, stage: "types.Stage") -> None:
+        role = {types.STAGE_ENCODING: ENCODE, types.STAGE_DECODING: DECODE}.get(stage, DENOISE)
+        if role not in self._pipeline.roles:
+            has = ", ".join(sorted(self._pipeline.roles))
+            raise ValueError(f"this executor does not {role}: its roles are {has}")
 
     def _wait(self, job: Job, future: "Future[bytes | None]") -> bytes | None:
         """The future's result, unless the order is withdrawn first."""
@@ -302,7 +330,7 @@ def _fail(done: pb.OrderDone, error: Exception) -> None:
                 log.exception("order failed", order=done.order_id)
 
 
-def _log(order: pb.Order, done: pb.OrderDone) -> None:
+def _log(order: pb.Order, done: pb.OrderDone, encodings: Encodings) -> None:
     fields: dict[str, object] = {
         "order": order.id,
         "stage": types.Stage.Name(order.stage).removeprefix("STAGE_").lower(),
@@ -311,6 +339,8 @@ def _log(order: pb.Order, done: pb.OrderDone) -> None:
         "steps_done": done.steps_done,
         "seconds": done.seconds,
     }
+    if order.stage == types.STAGE_ENCODING:
+        fields |= {"texts_encoded": encodings.misses, "texts_known": encodings.hits}
     if done.error:
         fields["why"] = done.error
     say = log.debug if done.outcome == pb.OUTCOME_OK else log.info

@@ -66,8 +66,8 @@ class LocalCluster:
     """A scheduler on a free port of loopback, and `executors` that have joined it.
 
     Logs go to `folder`/logs, the scheduler's data to `folder`/data, which starts empty. `options`
-    are more words for every executor's command line, such as ("--model", PATH); `executor` is what
-    Python runs as one.
+    are more words for every executor's command line, such as ("--model", PATH), and `each` for one
+    executor's; `executor` is what Python runs as one.
     """
 
     folder: Path
@@ -76,6 +76,7 @@ class LocalCluster:
     device: str = "cpu"
     options: Sequence[str] = ()
     executor: Sequence[str] = ("-m", "executor")
+    each: Sequence[Sequence[str]] = ()
     target: str = field(init=False, default="")
     children: list[Child] = field(init=False, default_factory=list)
 
@@ -102,7 +103,8 @@ class LocalCluster:
         self._spawn("scheduler", ["-m", "scheduler", *words, "--expect", str(self.executors)])
         for i in range(self.executors):
             device = self.device if self.device == "cpu" else f"{self.device}:{i}"
-            words = ["--scheduler", self.target, "--device", device, *self.options]
+            own = self.each[i] if i < len(self.each) else ()
+            words = ["--scheduler", self.target, "--device", device, *self.options, *own]
             self._spawn(f"executor-{i}", [*self.executor, *words])
 
     def wait_ready(self, *, timeout: float = 180.0, progress: Callable[[str], None] | None = None) -> None:

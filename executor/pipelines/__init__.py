@@ -10,6 +10,7 @@ from executor import quiet  # noqa: F401
 from executor.pipelines import flux, pixart, sd3  # noqa: F401  (register the families)
 from executor.pipelines.base import Limits, Loader, ModelError, Pipeline, loader_for, register
 from executor.pipelines.checkpoint import read_index
+from executor.roles import EVERY_ROLE
 
 __all__ = ["DTYPES", "Limits", "Loader", "ModelError", "Pipeline", "load", "register"]
 
@@ -17,7 +18,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load(
-    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    roles: frozenset[str] = EVERY_ROLE,
 ) -> Pipeline:
     """Load an ordinary diffusers checkpoint folder.
 
@@ -25,6 +29,7 @@ def load(
         path: the folder, with model_index.json in it.
         device: where to run.
         dtype: of the weights, e.g. torch.bfloat16 for FLUX.1-dev on a GPU.
+        roles: what it is for; models that no role needs are not loaded.
 
     Raises:
         ModelError: the folder is missing, incomplete or corrupt, or of a family that is not known.
@@ -33,8 +38,10 @@ def load(
     index = read_index(folder)
     loader = loader_for(str(index["_class_name"]))
     try:
-        return loader(folder, torch.device(device), dtype)
+        pipeline = loader(folder, torch.device(device), dtype, roles)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"cannot load {folder}: {error}") from error
+    pipeline.roles = roles
+    return pipeline

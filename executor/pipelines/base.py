@@ -16,6 +16,7 @@ from executor.groups import Group
 from executor.image import ImageSpec
 from executor.latents import Condition, State
 from executor.pipelines import guidance
+from executor.roles import DECODE, ENCODE, EVERY_ROLE
 
 MAX_STEPS = 1000
 MAX_SEED = 2**64 - 1
@@ -52,22 +53,26 @@ class Pipeline(ABC):
 
     Attributes:
         family: its name.
+        roles: what it can do; the models that other roles would need are not loaded.
         limits: what it can draw.
         heads: attention heads, which sequence parallelism divides.
         device: where it runs.
         dtype: of weights and latents.
+        decoding_tile: in pixels; pictures with a longer side are decoded in tiles of it. 0: none are.
     """
 
     family: str
+    roles: frozenset[str] = EVERY_ROLE
     limits: Limits
     heads: int
     device: torch.device
     dtype: torch.dtype
+    decoding_tile: int = 0
 
     @property
     @abstractmethod
     def configuration(self) -> Mapping[str, object]:
-        """All that a step's duration depends on, as JSON."""
+        """All that the duration of its stages depends on, as JSON."""
 
     @property
     def fingerprint(self) -> str:
@@ -144,16 +149,33 @@ class Pipeline(ABC):
         `what` names it, "prompt" or "negative prompt".
         """
 
-    def encode(self, image: ImageSpec) -> Condition:
-        """What the text encoders make of its prompt and, where it is guided, of its negative prompt."""
-        condition = self.encode_text(image.prompt)
+    def encode(self, image: ImageSpec, encode_text: Callable[[str], Condition] | None = None) -> Condition:
+        """What the text encoders make of its prompt and, where it is guided, of its negative prompt.
+
+        `encode_text`: a cache in front of the method of that name.
+        """
+        encode_text = encode_text or self.encode_text
+        condition = encode_text(image.prompt)
         if not self.is_guided(image):
             return condition
-        return guidance.both(condition, self.encode_text(image.negative_prompt))
+        return guidance.both(condition, encode_text(image.negative_prompt))
 
     @abstractmethod
     def encode_text(self, prompt: str) -> Condition:
         """What the text encoders make of one text."""
+
+    @abstractmethod
+    def blank(self, image: ImageSpec) -> Condition:
+        """Zeros in the shape of what `encode` gives; needs no text encoders."""
+
+    def rehearse(self) -> None:
+        """Encode and decode a small picture, as far as its roles go: first calls are slow."""
+        side = self.limits.size_multiple
+        image = ImageSpec("a warm sun", side, side, steps=1, seed=0)
+        if ENCODE in self.roles:
+            self.encode(image)
+        if DECODE in self.roles:
+            self.decode(self.start(image, {}))
 
     @abstractmethod
     def start(self, image: ImageSpec, condition: Condition) -> State:
@@ -188,8 +210,8 @@ def check_batch(states: Sequence[State]) -> None:
             raise ValueError(f"all {state.image.steps} steps are done")
 
 
-# A loader makes a Pipeline of a checked folder, on a device, with a dtype.
-Loader = Callable[[Path, torch.device, torch.dtype], Pipeline]
+# A loader makes a Pipeline of a checked folder, on a device, with a dtype, for some roles.
+Loader = Callable[[Path, torch.device, torch.dtype, frozenset[str]], Pipeline]
 
 _LOADERS: dict[str, Loader] = {}
 

@@ -13,6 +13,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from executor.pipelines.base import ModelError
+from executor.roles import DECODE, DENOISE, ENCODE
 
 _CONFIG_FILES = ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -34,8 +35,10 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def load_models(folder: Path, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
+def load_models(folder: Path, dtype: torch.dtype, roles: frozenset[str]) -> dict[str, torch.nn.Module]:
     """All models of a checkpoint that `read_index` has passed, by the name of their folder.
+
+    Those that no role needs are there in shape only, on the meta device.
 
     diffusers and transformers fill up missing weights with random ones and only log it; here that is an
     error, since every executor would draw another picture.
@@ -48,6 +51,9 @@ def load_models(folder: Path, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
         if not (folder / name / "config.json").exists():
             continue
         model_class = getattr(importlib.import_module(library), class_name)
+        if _role(name) not in roles:
+            models[name] = _shape(folder / name, model_class, dtype)
+            continue
         model, report = model_class.from_pretrained(
             folder / name,
             dtype=dtype,
@@ -66,7 +72,34 @@ def load_models(folder: Path, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
     return models
 
 
-def load_parts(folder: Path, pipeline_class: Any, dtype: torch.dtype) -> Any:
+def _role(component: str) -> str:
+    """The role that needs a component."""
+    if component.startswith("text_encoder"):
+        return ENCODE
+    return DECODE if component.startswith("vae") else DENOISE
+
+
+def _shape(folder: Path, model_class: Any, dtype: torch.dtype) -> torch.nn.Module:
+    """A model without memory for its weights."""
+    with torch.device("meta"):
+        if hasattr(model_class, "from_config"):  # of diffusers
+            model = model_class.from_config(model_class.load_config(folder, local_files_only=True))
+        else:
+            config_class = model_class.config_class
+            model = model_class(config_class.from_pretrained(folder, local_files_only=True))
+    # Not diffusers' own `to`, which warns of weights that are not there.
+    return torch.nn.Module.to(model, dtype).eval()
+
+
+def place(parts: Any, device: torch.device) -> Any:
+    """Bring what a diffusers pipeline has loaded to the device; returns the pipeline."""
+    for part in parts.components.values():
+        if isinstance(part, torch.nn.Module) and not any(p.is_meta for p in part.parameters()):
+            part.to(device)
+    return parts
+
+
+def load_parts(folder: Path, pipeline_class: Any, dtype: torch.dtype, roles: frozenset[str]) -> Any:
     """A diffusers pipeline with all of its weights, from a checkpoint that `read_index` has passed.
 
     Raises:
@@ -74,7 +107,7 @@ def load_parts(folder: Path, pipeline_class: Any, dtype: torch.dtype) -> Any:
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    models = load_models(folder, dtype)
+    models = load_models(folder, dtype, roles)
     return pipeline_class.from_pretrained(folder, local_files_only=True, **models)
 
 

@@ -19,6 +19,7 @@ from executor.image import ImageSpec
 from executor.latents import Condition, State
 from executor.pipelines import guidance
 from executor.pipelines.base import Limits, Pipeline, check_batch
+from executor.pipelines.checkpoint import place
 from executor.pipelines.guidance import Pass
 from executor.sharding import Shard
 
@@ -44,7 +45,7 @@ class DiffusionPipeline(Pipeline):
         self.device = device
         self.dtype = dtype
         self.limits = limits
-        self._parts = parts.to(device)
+        self._parts = place(parts, device)
         self._transformer = parts.transformer.eval().requires_grad_(False)
         self.heads = self._transformer.config.num_attention_heads
 
@@ -55,7 +56,11 @@ class DiffusionPipeline(Pipeline):
             for name, part in sorted(self._parts.components.items())
             if isinstance(part, torch.nn.Module)
         }
-        return {"models": models, "prompt_tokens": self.limits.max_prompt_tokens}
+        return {
+            "models": models,
+            "prompt_tokens": self.limits.max_prompt_tokens,
+            "decoding_tile": self.decoding_tile,
+        }
 
     @property
     @abstractmethod
@@ -70,6 +75,16 @@ class DiffusionPipeline(Pipeline):
                 warnings.append(f"the {what} is cut: it has {length} tokens, the {name} encoder reads {most}")
         # Two encoders may read alike.
         return list(dict.fromkeys(warnings))
+
+    @torch.inference_mode()
+    def blank(self, image: ImageSpec) -> Condition:
+        # Tensors on the meta device have shapes only, as has a text encoder that is not loaded.
+        device, self.device = self.device, torch.device("meta")
+        try:
+            shapes = self.encode(image)
+        finally:
+            self.device = device
+        return {name: torch.zeros(s.shape, dtype=s.dtype, device=device) for name, s in shapes.items()}
 
     @torch.inference_mode()
     def start(self, image: ImageSpec, condition: Condition) -> State:
@@ -116,9 +131,18 @@ class DiffusionPipeline(Pipeline):
     def decode(self, state: State) -> Image.Image:
         parts = self._parts
         config = parts.vae.config
+        self._tile(state.image)
         latent = self.image_latent(state) / config.scaling_factor + (config.shift_factor or 0.0)
         pixels = parts.vae.decode(latent.to(self.dtype), return_dict=False)[0]
         return parts.image_processor.postprocess(pixels, output_type="pil")[0]
+
+    def _tile(self, image: ImageSpec) -> None:
+        """Have the VAE decode the picture in tiles if it is a large one: that needs less memory."""
+        vae, scale = self._parts.vae, self._parts.vae_scale_factor
+        vae.use_tiling = 0 < self.decoding_tile < max(image.width, image.height)
+        # A quarter of a tile is overlap: diffusers wants whole latent pixels, or it misplaces the tiles.
+        vae.tile_latent_min_size = self.decoding_tile // (4 * scale) * 4
+        vae.tile_sample_min_size = vae.tile_latent_min_size * scale
 
     @abstractmethod
     def image_latent(self, state: State) -> torch.Tensor:

@@ -119,6 +119,6 @@ class FluxFamily(DiffusionPipeline):
 
 
 @register("FluxPipeline")
-def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Pipeline:
+def load(folder: Path, device: torch.device, dtype: torch.dtype, roles: frozenset[str]) -> Pipeline:
     """Load a checkpoint folder in the layout of FLUX.1-dev."""
-    return FluxFamily(load_parts(folder, FluxPipeline, dtype), device, dtype)
+    return FluxFamily(load_parts(folder, FluxPipeline, dtype, roles), device, dtype)

@@ -109,6 +109,6 @@ class Sd3Family(DiffusionPipeline):
 
 
 @register("StableDiffusion3Pipeline")
-def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Pipeline:
+def load(folder: Path, device: torch.device, dtype: torch.dtype, roles: frozenset[str]) -> Pipeline:
     """Load a checkpoint folder in the layout of Stable Diffusion 3 medium or 3.5 medium."""
-    return Sd3Family(load_parts(folder, StableDiffusion3Pipeline, dtype), device, dtype)
+    return Sd3Family(load_parts(folder, StableDiffusion3Pipeline, dtype, roles), device, dtype)
