@@ -156,6 +156,6 @@ def _check_solver(scheduler: object) -> None:
 
 
 @register("PixArtSigmaPipeline")
-def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Pipeline:
+def load(folder: Path, device: torch.device, dtype: torch.dtype, roles: frozenset[str]) -> Pipeline:
     """Load a checkpoint folder in the layout of PixArt-Sigma."""
-    return PixArtFamily(load_parts(folder, PixArtSigmaPipeline, dtype), device, dtype)
+    return PixArtFamily(load_parts(folder, PixArtSigmaPipeline, dtype, roles), device, dtype)

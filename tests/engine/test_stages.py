@@ -26,7 +26,7 @@ def group():
     groups.close()
 
 
-@pytest.fixture(scope="module", params=["4 heads", "sd3"])
+@pytest.fixture(scope="module", params=["4 heads", "sd3", "pixart"])
 def folder(models, request):
     return models[request.param]
 
