@@ -76,12 +76,16 @@ class DiffusionPipeline(Pipeline):
         # Two encoders may read alike.
         return list(dict.fromkeys(warnings))
 
-    @torch.inference_mode()
     def blank(self, image: ImageSpec) -> Condition:
-        # Tensors on the meta device have shapes only, as has a text encoder that is not loaded.
+        return self.encode(image, lambda _: self.blank_text())
+
+    @torch.inference_mode()
+    def blank_text(self) -> Condition:
+        """Zeros in the shape of what `encode_text` gives."""
+        # On the meta device, where a text encoder that is not loaded is, tensors have shapes only.
         device, self.device = self.device, torch.device("meta")
         try:
-            shapes = self.encode(image)
+            shapes = self.encode_text("")
         finally:
             self.device = device
         return {name: torch.zeros(s.shape, dtype=s.dtype, device=device) for name, s in shapes.items()}

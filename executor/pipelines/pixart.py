@@ -78,6 +78,14 @@ class PixArtFamily(DiffusionPipeline):
         )
         return {"text": text, "mask": mask}
 
+    def blank_text(self) -> Condition:
+        # T5 looks into its mask, which it cannot on the meta device.
+        tokens, width = self.limits.max_prompt_tokens, self._parts.text_encoder.config.d_model
+        return {
+            "text": torch.zeros(1, tokens, width, dtype=self.dtype, device=self.device),
+            "mask": torch.zeros(1, tokens, dtype=torch.int64, device=self.device),
+        }
+
     def noise(self, image: ImageSpec) -> torch.Tensor:
         noise = self._parts.prepare_latents(
             batch_size=1,
