@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from executor.config import DTYPES, Config, cache_folder, node_name
+from executor.config import ATTENTIONS, DTYPES, Config, cache_folder, node_name
 from executor.options import RoleList, SizeList
 from executor.profile_command import profile
 from executor.roles import ROLES
@@ -67,6 +67,13 @@ def _given(ctx: click.Context, name: str) -> bool:
     show_envvar=True,
     show_default="bfloat16 on a GPU, float32 on a CPU",
     help="Precision of weights and latents; the same for all executors of a cluster.",
+)
+@click.option(
+    "--attention",
+    type=click.Choice(ATTENTIONS),
+    default="sdpa",
+    show_envvar=True,
+    help="Attention kernel: sdpa works everywhere, math is slow and exact, the others need a GPU.",
 )
 @click.option(
     "--listen",
@@ -160,6 +167,7 @@ def main(
     device: str,
     model: Path | None,
     dtype: str | None,
+    attention: str,
     listen: str,
     advertise: str,
     node: str,
@@ -205,6 +213,7 @@ def main(
             roles=roles,
             text_cache=text_cache << 20,
             decoding_tile=vae_tile,
+            attention=attention,
         )
         _run(config)
     except KeyboardInterrupt:

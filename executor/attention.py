@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from executor import usp
+from executor.config import ATTENTIONS
 from executor.groups import Group
 from executor.sharding import Shard
 
@@ -24,8 +26,15 @@ from executor.sharding import Shard
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], tuple[torch.Tensor, torch.Tensor | None]]
 
 _FUNCTION = "tetriserve"
-_XFUSER_KERNELS = {"cudnn": "CUDNN", "flash": "FLASH", "flash3": "FLASH_3"}
-BACKENDS = ("sdpa", *_XFUSER_KERNELS)
+# xfuser's name for a kernel, and the package that it needs. Those that quantize are left out: they would
+# make the picture depend on the degree.
+_XFUSER_KERNELS: dict[str, tuple[str, str | None]] = {
+    "cudnn": ("CUDNN", None),
+    "efficient": ("SDPA_EFFICIENT", None),
+    "flash": ("FLASH", "flash_attn"),
+    "flash3": ("FLASH_3", "flash_attn_interface"),
+    "flash4": ("FLASH_4", "flash_attn.cute"),
+}
 
 
 def _sdpa(
@@ -44,6 +53,15 @@ def _sdpa(
     return out, lse[..., : query.shape[2]]
 
 
+def _math(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, want_lse: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """By the book, in float32: slow, and with memory for all scores; to compare others with."""
+    scores = query.float() @ key.float().transpose(-2, -1) * query.shape[-1] ** -0.5
+    out = (scores.softmax(dim=-1) @ value.float()).to(query.dtype)
+    return out, scores.logsumexp(dim=-1) if want_lse else None
+
+
 def _from_xfuser(name: str) -> Kernel:
     function = usp.kernel(name)
 
@@ -51,7 +69,8 @@ def _from_xfuser(name: str) -> Kernel:
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, want_lse: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         out, lse = function(query, key, value, dropout_p=0.0, is_causal=False)
-        return out, lse if want_lse else None
+        # Some kernels give the sum for whole tiles of queries.
+        return out, lse[..., : query.shape[2]] if want_lse else None
 
     return kernel
 
@@ -78,6 +97,7 @@ class _View:
 class _Settings:
     """How this process attends now. USP reads globals: one step at a time runs in a process."""
 
+    backend: str = "sdpa"
     kernel: Kernel = _sdpa
     ring: bool = False
     # Of all tokens, and of image tokens alone; where the latter are, this many are put before them.
@@ -89,23 +109,73 @@ class _Settings:
 _settings = _Settings()
 
 
-def use_backend(name: str, device: torch.device | str) -> None:
-    """Choose the attention kernel of this process: one of `BACKENDS`.
+def use_backend(name: str, device: torch.device | str, dtype: torch.dtype) -> None:
+    """Choose the attention kernel of this process: one of `ATTENTIONS`.
 
     Raises:
-        ValueError: there is no such backend, or not on this device.
+        ValueError: there is no such kernel, or it does not work here; the message names those that do.
     """
-    if name not in BACKENDS:
-        raise ValueError(f"unknown attention backend {name!r}: choose one of {', '.join(BACKENDS)}")
-    if name == "sdpa":
-        _settings.kernel = _sdpa
-        return
-    if torch.device(device).type != "cuda":
-        raise ValueError(f"attention backend {name!r} needs a CUDA device, not {device}: use 'sdpa'")
-    package = {"flash": "flash_attn", "flash3": "flash_attn_interface"}.get(name)
-    if package is not None and importlib.util.find_spec(package) is None:
-        raise ValueError(f"attention backend {name!r} needs the package {package}, which is not installed")
-    _settings.kernel = _from_xfuser(_XFUSER_KERNELS[name])
+    try:
+        kernel = _try(name, torch.device(device), dtype)
+    except ValueError as error:
+        here = ", ".join(_working(torch.device(device), dtype))
+        raise ValueError(f"attention {name!r} {error}; here there are {here}") from error
+    _settings.backend, _settings.kernel = name, kernel
+
+
+def backend() -> str:
+    """The attention kernel of this process."""
+    return _settings.backend
+
+
+def _working(device: torch.device, dtype: torch.dtype) -> list[str]:
+    names = []
+    for name in ATTENTIONS:
+        with suppress(ValueError):
+            _try(name, device, dtype)
+            names.append(name)
+    return names
+
+
+def _try(name: str, device: torch.device, dtype: torch.dtype) -> Kernel:
+    """The kernel, which has been seen to work on this device. ValueError says why it does not."""
+    kernel = _find(name, device, dtype)
+    if kernel is _sdpa:
+        return kernel
+    generator = torch.Generator("cpu").manual_seed(0)
+    tokens = (torch.randn(1, 4, length, 64, generator=generator) for length in (40, 56, 56))
+    query, key, value = (tensor.to(device, dtype) for tensor in tokens)
+    try:
+        found, expected = kernel(query, key, value, True), _math(query, key, value, True)
+        # The sum of exponentials is what a ring adds up by.
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2, check_dtype=False)
+    except Exception as error:
+        why = str(error).strip().partition("\n")[0]
+        raise ValueError(f"does not work on {device} with {dtype}: {why}") from error
+    return kernel
+
+
+def _find(name: str, device: torch.device, dtype: torch.dtype) -> Kernel:
+    if name in ("sdpa", "math"):
+        return _sdpa if name == "sdpa" else _math
+    if name not in _XFUSER_KERNELS:
+        raise ValueError("is unknown")
+    function, package = _XFUSER_KERNELS[name]
+    if device.type != "cuda":
+        raise ValueError(f"needs a CUDA device, not {device}")
+    if package is not None and not _installed(package):
+        raise ValueError(f"needs the package {package}, which is not installed")
+    if name != "efficient" and dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(f"needs bfloat16, not {dtype}")
+    return _from_xfuser(function)
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def use_group(group: Group, shard: Shard, heads: int) -> None:

@@ -13,6 +13,8 @@ from tetriserve.transport import host_port
 # Below this tiles are mostly overlap.
 SMALLEST_TILE = 128
 DTYPES = ("float32", "bfloat16")
+# Attention kernels; which of them work depends on the device and on what is installed.
+ATTENTIONS = ("sdpa", "math", "cudnn", "efficient", "flash", "flash3", "flash4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Config:
     roles: frozenset[str] = EVERY_ROLE
     text_cache: int = 256 << 20
     decoding_tile: int = 2048
+    attention: str = "sdpa"
 
     def __post_init__(self) -> None:
         host_port(self.scheduler, "--scheduler")
@@ -46,6 +49,8 @@ class Config:
         check_device(self.device)
         if self.dtype not in DTYPES:
             raise ValueError(f"--dtype: expected {' or '.join(DTYPES)}, not {self.dtype!r}")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"--attention: expected one of {', '.join(ATTENTIONS)}, not {self.attention!r}")
         if self.threads < 1:
             raise ValueError(f"--threads: expected 1 or more, not {self.threads}")
         check_model(self.model)

@@ -57,7 +57,8 @@ def run(config: Config) -> None:
     device = _device(config.device)
     folder = config.model or checkpoint(config.cache)
     log.info("loading model", folder=folder, device=device, dtype=config.dtype)
-    pipeline = pipelines.load(folder, device, pipelines.DTYPES[config.dtype], config.roles)
+    dtype = pipelines.DTYPES[config.dtype]
+    pipeline = pipelines.load(folder, device, dtype, config.roles, config.attention)
     pipeline.decoding_tile = config.decoding_tile
     groups = Groups(device, config.host, timeout_s=config.group_timeout_s)
     calibration = Calibration(pipeline, config.cache / "profiles")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from executor import attention
 from executor.pipelines import Pipeline
 from executor.profiler import Measurement
 from tetriserve.logs import Logger
@@ -33,6 +34,7 @@ class Key:
         dtype: e.g. "torch.bfloat16".
         threads: that torch computes with.
         versions: of the libraries that compute.
+        attention: the attention kernel.
     """
 
     model: str
@@ -40,6 +42,7 @@ class Key:
     dtype: str
     threads: int
     versions: tuple[str, ...]
+    attention: str = "sdpa"
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Key:
@@ -50,6 +53,7 @@ class Key:
             dtype=str(pipeline.dtype),
             threads=torch.get_num_threads(),
             versions=tuple(f"{library} {version(library)}" for library in _LIBRARIES),
+            attention=attention.backend(),
         )
 
     @property

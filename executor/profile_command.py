@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from executor.config import DTYPES, cache_folder, check_device, check_model
+from executor.config import ATTENTIONS, DTYPES, cache_folder, check_device, check_model
 from executor.options import NumberList, SizeList
 from tetriserve import logs
 
@@ -53,6 +53,7 @@ class LinkSpeed(click.ParamType[tuple[str, float, float]]):
     show_default="bfloat16 on a GPU, float32 on a CPU",
     help="Precision of weights and latents.",
 )
+@click.option("--attention", type=click.Choice(ATTENTIONS), default="sdpa", help="Attention kernel.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, help="CPU threads of each process.")
 @click.option("--sizes", type=SizeList(), default="256x256,512x512", help="Picture sizes, in pixels.")
 @click.option("--degrees", type=NumberList(), default="1", help="Degrees of sequence parallelism.")
@@ -77,6 +78,7 @@ def profile(
     model: Path | None,
     device: str,
     dtype: str | None,
+    attention: str,
     threads: int,
     sizes: list[tuple[int, int]],
     degrees: list[int],
@@ -112,7 +114,7 @@ def profile(
             raise ValueError(f"--output: there is no folder {output.absolute().parent}")
         dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
         _run(
-            (model, device, dtype, threads),
+            (model, device, dtype, threads, attention),
             (sizes, degrees, batches, stages),
             (warm_up, repeats),
             link if share else None,
@@ -127,7 +129,7 @@ def profile(
 
 
 def _run(
-    where: tuple[Path | None, str, str, int],
+    where: tuple[Path | None, str, str, int, str],
     what: tuple[list[tuple[int, int]], list[int], list[int], bool],
     effort: tuple[int, int],
     link: tuple[str, float, float] | None,
@@ -144,7 +146,7 @@ def _run(
     from executor.profiler import Effort, Link
     from executor.survey import Gone, Members, Setup, Skipped, survey, wishes
 
-    model, device, dtype, threads = where
+    model, device, dtype, threads, attention = where
     sizes, degrees, batches, stages = what
     warm_up, repeats = effort
     members = 1 if link else max(degrees)
@@ -157,7 +159,7 @@ def _run(
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("loading the model", total=len(wanted))
         folder = model or checkpoint(cache_folder())
-        setup = Setup(folder, device, dtype, threads)
+        setup = Setup(folder, device, dtype, threads, attention)
         pipeline = setup.load()
         for width, height in sizes:
             pipeline.check_size(width, height)

@@ -73,6 +73,7 @@ def provenance(model: str, key: Key) -> str:
             f"python -m executor profile of {model} ({key.model})",
             key.device,
             key.dtype.removeprefix("torch."),
+            f"attention {key.attention}",
             *([threads] if not key.device.startswith("NVIDIA") else []),
             *key.versions,
             time.strftime("%Y-%m-%d", time.gmtime()),

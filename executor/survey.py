@@ -49,6 +49,7 @@ class Setup:
     device: str
     dtype: str
     threads: int = 1
+    attention: str = "sdpa"
 
     def of_member(self, rank: int) -> Setup:
         """The same for another member."""
@@ -62,7 +63,7 @@ class Setup:
         device = torch.device("cuda:0" if self.device == "cuda" else self.device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        return pipelines.load(self.folder, device, pipelines.DTYPES[self.dtype])
+        return pipelines.load(self.folder, device, pipelines.DTYPES[self.dtype], attention=self.attention)
 
 
 def wishes(

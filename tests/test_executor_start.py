@@ -48,6 +48,8 @@ def fleet() -> Iterator[FakeFleet]:
         (["--device", "tpu"], "--device: expected cpu or cuda:N, not 'tpu'"),
         (["--device", "cuda:99"], "--device: there is no cuda:99"),
         (["--dtype", "int8"], "'int8' is not one of"),
+        (["--attention", "sage"], "'sage' is not one of"),
+        (["--attention", "flash"], "here there are sdpa, math"),
         (["--threads", "0"], "--threads"),
         (["--sizes", "64"], "'64' is no list of sizes such as 256x256,512x512"),
         (["--model", "/no/such/folder"], "--model: /no/such/folder is no folder"),

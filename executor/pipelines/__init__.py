@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from executor import quiet  # noqa: F401
+from executor.attention import use_backend
 from executor.pipelines import flux, pixart, sd3  # noqa: F401  (register the families)
 from executor.pipelines.base import Limits, Loader, ModelError, Pipeline, loader_for, register
 from executor.pipelines.checkpoint import read_index
@@ -22,6 +23,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     roles: frozenset[str] = EVERY_ROLE,
+    attention: str = "sdpa",
 ) -> Pipeline:
     """Load an ordinary diffusers checkpoint folder.
 
@@ -30,10 +32,13 @@ def load(
         device: where to run.
         dtype: of the weights, e.g. torch.bfloat16 for FLUX.1-dev on a GPU.
         roles: what it is for; models that no role needs are not loaded.
+        attention: the kernel, one of `executor.config.ATTENTIONS`; for all models of this process.
 
     Raises:
         ModelError: the folder is missing, incomplete or corrupt, or of a family that is not known.
+        ValueError: the attention kernel does not work on this device.
     """
+    use_backend(attention, device, dtype)
     folder = Path(path)
     index = read_index(folder)
     loader = loader_for(str(index["_class_name"]))

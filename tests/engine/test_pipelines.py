@@ -278,13 +278,41 @@ def test_weights_that_do_not_fit_the_configuration(folder, part):
     assert name in refused(folder)
 
 
-def test_attention_backends_are_named():
-    for name in ("cudnn", "flash", "flash3"):
-        with pytest.raises(ValueError, match="needs a CUDA device"):
-            attention.use_backend(name, "cpu")
-    with pytest.raises(ValueError, match="choose one of sdpa, cudnn, flash, flash3"):
-        attention.use_backend("sage", "cpu")
-    attention.use_backend("sdpa", "cpu")
+def test_attention_kernels_that_do_not_work_here_are_refused_with_those_that_do():
+    for name, why in {
+        "cudnn": "needs a CUDA device",
+        "flash": "needs a CUDA device",
+        "sage": "is unknown",
+    }.items():
+        with pytest.raises(ValueError, match=f"attention '{name}' {why}.*; here there are sdpa, math$"):
+            attention.use_backend(name, "cpu", torch.float32)
+    assert attention.backend() == "sdpa"
+
+
+def test_a_package_that_is_not_installed_is_named():
+    for name, package in {"flash": "flash_attn", "flash3": "flash_attn_interface"}.items():
+        with pytest.raises(ValueError, match=f"needs the package {package}, which is not installed"):
+            attention._find(name, torch.device("cuda"), torch.bfloat16)
+    with pytest.raises(ValueError, match=r"needs bfloat16, not torch\.float32"):
+        attention._find("cudnn", torch.device("cuda"), torch.float32)
+
+
+def test_a_kernel_that_computes_something_else_is_refused(monkeypatch):
+    def no_scale(query, key, value, want_lse):
+        return attention._math(2 * query, key, value, want_lse)
+
+    monkeypatch.setattr(attention, "_find", lambda *_: no_scale)
+    with pytest.raises(ValueError, match=r"does not work on cpu with torch\.float32"):
+        attention.use_backend("cudnn", "cpu", torch.float32)
+
+
+def test_attention_by_the_book_draws_the_same_picture(models, four, group):
+    expected = draw(four, IMAGE, group).latent
+    try:
+        found = draw(load(models["4 heads"], attention="math"), IMAGE, group).latent
+    finally:
+        attention.use_backend("sdpa", "cpu", torch.float32)
+    assert 0 < (found - expected).abs().max() <= 1e-5
 
 
 def test_families_register_themselves():

@@ -103,7 +103,7 @@ def test_a_profile_comes_back_from_disk(tmp_path):
     assert json.loads(file.read_text())["key"]["device"] == "cpu"
 
 
-@pytest.mark.parametrize("field", ["model", "device", "dtype", "threads", "versions"])
+@pytest.mark.parametrize("field", ["model", "device", "dtype", "threads", "versions", "attention"])
 def test_another_key_is_another_profile(tmp_path, field):
     ProfileCache(tmp_path, KEY).add([ROW])
     changed = {"threads": 2, "versions": ("torch 2.14.0",)}.get(field, "other")

@@ -8,6 +8,7 @@ import torch
 from small_models import NAMES
 
 from bench.crew import Crew, Failed, Worker, die
+from executor import attention
 from executor.image import ImageSpec
 from executor.latents import State, pack, unpack
 
@@ -83,6 +84,22 @@ def test_three_members_share_a_step_too(crew, models):
         ((packed,),) = crew.all([0], begin, models[name], [spec((112, 144))])
         results = crew.all([2, 0, 3], run, models[name], [packed], 6, [2, 0, 3], f"three {name}")
         assert differs(unpack(results[0][0]), alone(crew, models[name], packed)) <= TOLERANCE
+
+
+def use_attention(_: Worker, name: str) -> None:
+    attention.use_backend(name, "cpu", torch.float32)
+
+
+def test_a_ring_adds_up_with_another_kernel_too(crew, models):
+    name, slots = "5 heads", [0, 1, 2, 3]
+    ((packed,),) = crew.all([0], begin, models[name], [spec((112, 144))])
+    expected = alone(crew, models[name], packed)
+    crew.all(slots, use_attention, "math")
+    try:
+        results = crew.all(slots, run, models[name], [packed], 6, slots, "by the book")
+    finally:
+        crew.all(slots, use_attention, "sdpa")
+    assert differs(unpack(results[0][0]), expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["4 heads", "sd3.5", "pixart"])
