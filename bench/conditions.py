@@ -14,7 +14,8 @@ class Conditions:
     members last ran in another. Decisions take `decision_s`, or with `charge_measured` as long as the
     policy really took; `budget_s` is what a policy is told to take at most. Messages take up to
     `latency_s`, each way. Checkpoints arrive `checkpoint_s` after an order's end, or never.
-    `error_rate` is the share of orders that fail on one of their members.
+    `error_rate` is the share of orders that fail on one of their members; steps of the requests `poisoned`
+    always do.
     """
 
     step_cv: float = 0.0
@@ -25,6 +26,7 @@ class Conditions:
     latency_s: float = 0.0
     checkpoint_s: float | None = 0.0
     error_rate: float = 0.0
+    poisoned: frozenset[str] = frozenset()
     seed: int = 0
 
 

@@ -14,7 +14,7 @@ from functools import partial
 
 from bench.clock import Clock
 from bench.conditions import Conditions, Fault
-from scheduler.orders import Abort, Effect, Give, Order, Outcome, Release, Report, Truncate
+from scheduler.orders import Abort, Effect, Give, Order, Outcome, Part, Release, Report, Truncate
 from scheduler.problem import EVERY_ROLE, Stage
 from scheduler.profile import Profile
 from scheduler.rounds import Rounds
@@ -22,15 +22,19 @@ from scheduler.rounds import Rounds
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """An order from its giving to the last member's report. `step` counts from the request's first."""
+    """An order from its giving to the last member's report.
+
+    `going` are the parts that it has not been stopped for, `stepping` those of the running step.
+    """
 
     order: Order
     width: int
     height: int
     pending: set[int]
-    step: int
+    going: list[Part]
+    stepping: list[Part] = field(default_factory=list)
+    steps_run: int = 0
     begun_at: float = math.nan
-    truncated: bool = False
     stalled: bool = False  # a member is gone, so that its step never ends
     errs_on: int | None = None
 
@@ -94,8 +98,8 @@ class Fleet:
         match effect:
             case Give(order):
                 self._give(order)
-            case Truncate(order_id, leader):
-                self._down(leader, lambda: self._truncate(order_id))
+            case Truncate(order_id, leader, request_id):
+                self._down(leader, lambda: self._truncate(order_id, request_id))
             case Abort(_, slots, _):
                 for slot in slots:
                     self._down(slot, partial(self._abort, slot, effect))
@@ -104,13 +108,14 @@ class Fleet:
                     self._down(slot, partial(self._release, slot, request_id))
 
     def _give(self, order: Order) -> None:
-        tracked = self._core.requests[order.request_id]
         if order.stage and not self._can(order, order.stage):
             raise RuntimeError(f"{order} is given to executors without that role")
-        if order.from_checkpoint and self._checkpoints.get(order.request_id) != order.first_step:
-            raise RuntimeError(f"{order} is to go on from a checkpoint that is not there")
-        submission = tracked.submission
-        job = Job(order, submission.width, submission.height, set(order.slots), order.first_step)
+        for part in order.parts:
+            if part.from_checkpoint and self._checkpoints.get(part.request_id) != part.first_step:
+                raise RuntimeError(f"{order} is to go on from a checkpoint that is not there")
+        submissions = [self._core.requests[request_id].submission for request_id in order.request_ids]
+        ((width, height),) = {(s.width, s.height) for s in submissions}
+        job = Job(order, width, height, set(order.slots), list(order.parts))
         self._jobs[order.id] = job
         for slot in order.slots:
             self._down(slot, partial(self._receive, slot, job))
@@ -122,9 +127,9 @@ class Fleet:
             self._queues[slot].append(job)
             self._try(job)
 
-    def _truncate(self, order_id: int) -> None:
+    def _truncate(self, order_id: int, request_id: str) -> None:
         if job := self._jobs.get(order_id):
-            job.truncated = True
+            job.going = [part for part in job.going if part.request_id != request_id]
             self._try(job)
 
     def _abort(self, slot: int, abort: Abort) -> None:
@@ -208,16 +213,15 @@ class Fleet:
             queue = self._queues.get(slot)
             if not queue or queue[0] is not job:
                 return
-        if job.truncated:
+        missing = [part for part in job.going if not self._has_state(order, part)]
+        if not job.going:
             self._finish(job, Outcome.RETURNED)
-        elif self._has_state(order):
-            self._blocked.pop(order.id, None)
-            self._begin(job)
-        elif self._may_come(order):
+        elif any(self._may_come(order, part) for part in missing):
             self._blocked[order.id] = job
-        elif order.stage is Stage.DENOISING and order.first_step == 0 and self._can(order, Stage.ENCODING):
+        elif all(self._can_begin(order, part) for part in missing):
+            self._blocked.pop(order.id, None)
             # The beginning can always be made anew.
-            self._begin(job, self._profile.encode())
+            self._begin(job, len(missing) * self._profile.encode())
         else:
             self._finish(job, Outcome.ABORTED)
 
@@ -225,21 +229,25 @@ class Fleet:
         """Whether all of an order's executors can run the stage."""
         return all(stage in self._roles.get(slot, EVERY_ROLE) for slot in order.slots)
 
-    def _has_state(self, order: Order) -> bool:
+    def _can_begin(self, order: Order, part: Part) -> bool:
+        """Whether the part's state can be made from nothing."""
+        return order.stage is Stage.DENOISING and part.first_step == 0 and self._can(order, Stage.ENCODING)
+
+    def _has_state(self, order: Order, part: Part) -> bool:
         if order.stage is Stage.ENCODING:
             return True
-        if order.from_checkpoint:
+        if part.from_checkpoint:
             # Steps need the condition, too.
             return order.stage is Stage.DECODING or self._can(order, Stage.ENCODING)
-        held = self._held[order.request_id]
-        return any(held.get(slot) == order.first_step for slot in (*order.holders, *order.slots))
+        held = self._held[part.request_id]
+        return any(held.get(slot) == part.first_step for slot in (*part.holders, *order.slots))
 
-    def _may_come(self, order: Order) -> bool:
+    def _may_come(self, order: Order, part: Part) -> bool:
         """Whether one of the holders is still at work on the state."""
         return any(
-            job.order.request_id == order.request_id
+            part.request_id in job.order.request_ids
             and job.order.id < order.id
-            and any(slot in self._queues and slot in job.pending for slot in order.holders)
+            and any(slot in self._queues and slot in job.pending for slot in part.holders)
             for job in self._jobs.values()
         )
 
@@ -253,9 +261,17 @@ class Fleet:
             self._group.update(dict.fromkeys(order.slots, order.slots))
         if self._conditions.error_rate and self._random.random() < self._conditions.error_rate:
             job.errs_on = self._random.choice(order.slots)
+        if order.stage is Stage.DENOISING and not self._conditions.poisoned.isdisjoint(order.request_ids):
+            job.errs_on = order.leader
+        job.stepping = list(job.going)
         if order.stage is not Stage.ENCODING:
-            self._held[order.request_id].update(dict.fromkeys(order.slots, order.first_step))
+            self._hold(job)
         self._clock.at(now + lag + self._seconds(job), lambda: self._advance(job))
+
+    def _hold(self, job: Job) -> None:
+        for part in job.stepping:
+            held = dict.fromkeys(job.order.slots, part.first_step + job.steps_run)
+            self._held[part.request_id].update(held)
 
     def _seconds(self, job: Job) -> float:
         """The next step's, or the encoding's or decoding's."""
@@ -265,7 +281,8 @@ class Fleet:
             case Stage.DECODING:
                 seconds = self._profile.decode(job.width, job.height)
             case _:
-                seconds = self._profile.step(job.width, job.height, len(job.order.slots))
+                degree, batch = len(job.order.slots), len(job.stepping)
+                seconds = self._profile.step(job.width, job.height, degree, batch)
         cv = self._conditions.step_cv
         return seconds * max(0.1, self._random.gauss(1.0, cv)) if cv else seconds
 
@@ -282,16 +299,21 @@ class Fleet:
                 self._look(slot)
             return
         if order.stage is Stage.DENOISING:
-            self.tally.steps_run[order.request_id].append(job.step)
-            job.step += 1
+            for part in job.stepping:
+                self.tally.steps_run[part.request_id].append(part.first_step + job.steps_run)
+            job.steps_run += 1
         if order.stage is not Stage.DECODING:
-            self._held[order.request_id].update(dict.fromkeys(order.slots, job.step))
+            self._hold(job)
         if order.stage is Stage.DENOISING:
             self._up(order.leader, lambda: self._core.step_done(self._clock.now, order.id))
-            if job.step < order.first_step + order.steps and not job.truncated:
+            if job.steps_run < order.steps and job.going:
+                job.stepping = list(job.going)
                 self._clock.at(self._clock.now + self._seconds(job), lambda: self._advance(job))
                 return
-            self._checkpoint(order.request_id, job.step)
+            for part in order.parts:
+                held = self._held[part.request_id].get(order.leader, 0)
+                if held > part.first_step:
+                    self._checkpoint(part.request_id, held)
         self._finish(job, Outcome.OK)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
@@ -315,9 +337,9 @@ class Fleet:
         self.tally.busy_seconds += seconds
         if not job.pending:
             del self._jobs[order.id]
-        step = self._held[order.request_id].get(slot, 0)
+        held = {id: self._held[id][slot] for id in order.request_ids if slot in self._held[id]}
         error = "this order was chosen to fail" if outcome is Outcome.ERROR else ""
-        report = Report(slot, outcome, step, seconds, error)
+        report = Report(slot, outcome, held, seconds, error)
         self._up(slot, lambda: self._core.order_done(self._clock.now, order.id, report))
         self._part(slot)
 

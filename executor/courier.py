@@ -37,17 +37,17 @@ class Courier:
         self._checkpoints: dict[str, tuple[Job, int, Callable[[], bytes]]] = {}
         self._sending: asyncio.Task[None] | None = None
 
-    def fetch(self, job: Job, holders: Sequence[str]) -> "Future[bytes | None]":
-        """The packed state at the order's first step from the first holder that has it; None: none has."""
-        return asyncio.run_coroutine_threadsafe(self._fetch(job.order, holders), self._loop)
+    def fetch(self, job: Job, part: pb.Part, holders: Sequence[str]) -> "Future[bytes | None]":
+        """The packed state at the part's first step from the first holder that has it; None: none has."""
+        return asyncio.run_coroutine_threadsafe(self._fetch(job.order.id, part, holders), self._loop)
 
     def image(self, job: Job, image: Image.Image, done: pb.OrderDone) -> None:
         """Upload the finished picture as a PNG, then report the order as done."""
         self._loop.call_soon_threadsafe(self._spawn, self._image(job, image, done))
 
-    def checkpoint(self, job: Job, step: int, pack: Callable[[], bytes]) -> None:
-        """Upload the latent after `step` steps, unless a newer one of the request comes first."""
-        self._loop.call_soon_threadsafe(self._queue_checkpoint, job, step, pack)
+    def checkpoint(self, job: Job, request_id: str, step: int, pack: Callable[[], bytes]) -> None:
+        """Upload a latent after `step` steps, unless a newer one of the request comes first."""
+        self._loop.call_soon_threadsafe(self._queue_checkpoint, job, request_id, step, pack)
 
     def forget(self, request_id: str) -> None:
         """Do not send the request's checkpoint any more. Event loop only."""
@@ -65,8 +65,8 @@ class Courier:
         for channel in self._peers.values():
             await channel.close(None)
 
-    async def _fetch(self, order: pb.Order, holders: Sequence[str]) -> bytes | None:
-        request = pb.FetchStateRequest(request_id=order.request_id, step=order.first_step, order_id=order.id)
+    async def _fetch(self, order_id: int, part: pb.Part, holders: Sequence[str]) -> bytes | None:
+        request = pb.FetchStateRequest(request_id=part.request_id, step=part.first_step, order_id=order_id)
         for address in holders:
             if address not in self._peers:
                 self._peers[address] = grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
@@ -74,30 +74,31 @@ class Courier:
                 call = rpc.ExecutorServiceStub(self._peers[address]).FetchState(request)
                 return b"".join([part.chunk async for part in call])
             except grpc.aio.AioRpcError as error:
-                log.info("state not fetched", request=order.request_id, step=order.first_step, holder=address,
+                log.info("state not fetched", request=part.request_id, step=part.first_step, holder=address,
                          why=f"{error.code().name}: {error.details()}")  # fmt: skip
                 if error.code() is grpc.StatusCode.UNAVAILABLE:
                     await self._peers.pop(address).close(None)
         return None
 
     async def _image(self, job: Job, image: Image.Image, done: pb.OrderDone) -> None:
+        (part,) = job.order.parts
         header = pb.UploadHeader(
             kind=pb.UploadHeader.KIND_IMAGE,
-            request_id=job.order.request_id,
+            request_id=part.request_id,
             order_id=job.order.id,
-            step=done.steps_done,
+            step=part.image.steps,
         )
         try:
             await self._upload(job, header, await asyncio.to_thread(_png, image))
         except UploadFailed as error:
             done.outcome, done.error = pb.OUTCOME_ABORTED, f"the image was not uploaded: {error}"
         except Exception as error:
-            log.exception("image not encoded", request=job.order.request_id, order=job.order.id)
+            log.exception("image not encoded", request=part.request_id, order=job.order.id)
             done.outcome, done.error = pb.OUTCOME_ERROR, f"the image was not encoded: {error}"
         job.session.report(pb.JoinRequest(order_done=done))
 
-    def _queue_checkpoint(self, job: Job, step: int, pack: Callable[[], bytes]) -> None:
-        self._checkpoints[job.order.request_id] = (job, step, pack)
+    def _queue_checkpoint(self, job: Job, request_id: str, step: int, pack: Callable[[], bytes]) -> None:
+        self._checkpoints[request_id] = (job, step, pack)
         if self._sending is None or self._sending.done():
             self._sending = self._spawn(self._send_checkpoints())
 

@@ -20,7 +20,10 @@ class Halt(IntEnum):
 
 
 class Job:
-    """An order of a session. The event loop sets `halt`; the device thread looks at it between steps."""
+    """An order of a session.
+
+    The event loop sets `halt` and `dropped`; the device thread looks at them between steps.
+    """
 
     def __init__(self, order: pb.Order, session: Session) -> None:
         self.order = order
@@ -28,7 +31,13 @@ class Job:
         self.halt = Halt.NONE
         self.reason = ""
         self.lost: tuple[int, ...] = ()
+        self.dropped: frozenset[str] = frozenset()  # requests for which it is not to go on
         self.met = False  # all members were there: nobody waits for this one outside a collective
+
+    @property
+    def request_ids(self) -> list[str]:
+        """The requests that it is for."""
+        return [part.request_id for part in self.order.parts]
 
     @property
     def leader(self) -> int:
@@ -63,6 +72,12 @@ class Job:
             # The device thread looks at `halt`: what goes with it must be there first.
             self.reason, self.lost = reason, tuple(lost)
             self.halt = halt
+
+    def drop(self, request_id: str, reason: str) -> None:
+        """Ask for its end for one of its requests; without any it is truncated."""
+        self.dropped |= {request_id}
+        if self.dropped.issuperset(self.request_ids):
+            self.stop(Halt.TRUNCATED, reason)
 
 
 class Jobs:

@@ -2,12 +2,14 @@
 
 An order of several members begins when all of them have met with the request's state in hand, so that
 nobody waits in a collective for one who will not come. From then on the leader says before each step
-whether it is a go, and all stop at the same boundary. What goes wrong ends the order, never the thread.
+for which requests it is a go, and all stop at the same boundary. What goes wrong ends the order, never
+the thread.
 """
 
 import functools
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 
@@ -22,6 +24,7 @@ from executor.image import ImageSpec
 from executor.jobs import Halt, Job, Jobs
 from executor.latents import Condition, NotHeld, State, Store, pack_latent, unpack, unpack_latent
 from executor.pipelines import Pipeline
+from executor.pipelines.base import check_batch
 from executor.roles import DECODE, DENOISE, ENCODE
 from tetriserve.logs import Logger
 from tetriserve.v1 import executor_pb2 as pb
@@ -99,9 +102,10 @@ class Runner(threading.Thread):
             if job.degree > 1 and not job.met and job.leader not in job.lost:
                 self._call_off(job, str(error))
             _fail(done, error)
-        held = self._held(order.request_id)
-        done.steps_done = held.step if held is not None else 0
-        _log(order, done, self._encodings)
+        for request_id in job.request_ids:
+            if (held := self._held(request_id)) is not None:
+                done.held.add(request_id=request_id, step=held.step)
+        _log(job, done, self._encodings)
         if image is None:
             job.session.report(pb.JoinRequest(order_done=done))
         else:
@@ -114,34 +118,44 @@ class Runner(threading.Thread):
 
     def _encode(self, job: Job, done: pb.OrderDone) -> None:
         began = time.perf_counter()
-        image = _image(job)
+        part = _only(job)
+        image = _image(part)
         done.warnings.extend(self._pipeline.check(image))
         condition = self._condition(image)
-        checkpoint = job.order.checkpoint
-        state = self._resume(job, image, condition) if checkpoint else self._pipeline.start(image, condition)
+        if part.checkpoint:
+            state = self._resume(part, image, condition)
+        else:
+            state = self._pipeline.start(image, condition)
         self._synchronize()
-        self._store.put(job.order.request_id, state)
+        self._store.put(part.request_id, state)
         done.seconds = time.perf_counter() - began
 
     def _denoise(self, job: Job, done: pb.OrderDone) -> None:
-        order = job.order
-        state = self._obtain(job)
-        if state.image.steps < order.first_step + order.steps:
-            raise ValueError(f"the request has {state.image.steps} steps, the order goes beyond them")
+        parts, steps = list(job.order.parts), job.order.steps
+        states = [self._obtain(job, part) for part in parts]
+        if any(state.image.steps < state.step + steps for state in states):
+            raise ValueError(f"the order has {steps} steps, a request fewer than that left")
+        check_batch(states)
         group = self._meet(job)
-        self._store.put(order.request_id, state)
+        self._keep(parts, states)
         began = time.perf_counter()
         try:
-            for step in range(order.first_step, order.first_step + order.steps):
-                if step > order.first_step and not _goes_on(job, group, step):
-                    break
+            for step in range(steps):
                 step_began = time.perf_counter()
-                (state,) = self._pipeline.step([state], group)
+                going = _going(job, group, step)
+                if not going:
+                    break
+                for index, state in zip(
+                    going, self._pipeline.step([states[i] for i in going], group), strict=True
+                ):
+                    states[index] = state
                 self._synchronize()
-                self._store.put(order.request_id, state)
+                self._keep(parts, states)
                 if group.leads:
                     seconds = time.perf_counter() - step_began
-                    step_done = pb.StepDone(order_id=order.id, step=step, seconds=seconds)
+                    step_done = pb.StepDone(
+                        order_id=job.order.id, step=step, seconds=seconds, batch=len(going)
+                    )
                     job.session.report(pb.JoinRequest(step_done=step_done))
         except Exception as error:
             # The others must not wait for a word or a tensor from here.
@@ -149,14 +163,21 @@ class Runner(threading.Thread):
             raise
         finally:
             done.seconds = time.perf_counter() - began
-            if group.leads and state.step > order.first_step:
-                self._courier.checkpoint(job, state.step, functools.partial(pack_latent, state))
+            for part, state in zip(parts, states, strict=True):
+                if group.leads and state.step > part.first_step:
+                    pack = functools.partial(pack_latent, state)
+                    self._courier.checkpoint(job, part.request_id, state.step, pack)
+
+    def _keep(self, parts: Sequence[pb.Part], states: Sequence[State]) -> None:
+        for part, state in zip(parts, states, strict=True):
+            self._store.put(part.request_id, state)
 
     def _decode(self, job: Job, done: pb.OrderDone) -> Image.Image:
-        state = self._obtain(job)
+        part = _only(job)
+        state = self._obtain(job, part)
         if not state.done:
             raise ValueError(f"step {state.step} of {state.image.steps} is too early to decode")
-        self._store.put(job.order.request_id, state)
+        self._store.put(part.request_id, state)
         began = time.perf_counter()
         image = self._pipeline.decode(state)
         done.seconds = time.perf_counter() - began
@@ -177,46 +198,44 @@ class Runner(threading.Thread):
 
     # The state before the first step.
 
-    def _obtain(self, job: Job) -> State:
-        """The request's state at the order's first step.
+    def _obtain(self, job: Job, part: pb.Part) -> State:
+        """The state of one of the order's requests at its first step.
 
         Raises:
             CalledOff: the order was withdrawn, or the one before it has ended early.
             StateMissing: nobody has it.
         """
-        order = job.order
-        held = self._held(order.request_id)
-        if held is not None and held.step == order.first_step:
+        held = self._held(part.request_id)
+        if held is not None and held.step == part.first_step:
             return held
-        if held is not None and held.step < order.first_step and self._address in order.holders:
-            raise CalledOff(f"step {order.first_step} was not reached, only {held.step}")
-        image = _image(job)
-        if order.checkpoint:
+        if held is not None and held.step < part.first_step and self._address in part.holders:
+            raise CalledOff(f"step {part.first_step} was not reached, only {held.step}")
+        image = _image(part)
+        if part.checkpoint:
             if held is not None:
                 condition = held.condition
-            elif order.stage == types.STAGE_DECODING:
+            elif job.order.stage == types.STAGE_DECODING:
                 condition = {}  # the latent is enough
             else:
                 condition = self._condition(image)
-            return self._resume(job, image, condition)
-        holders = [address for address in order.holders if address != self._address]
+            return self._resume(part, image, condition)
+        holders = [address for address in part.holders if address != self._address]
         if holders:
-            data = self._wait(job, self._courier.fetch(job, holders))
+            data = self._wait(job, self._courier.fetch(job, part, holders))
             if data is not None:
                 return unpack(data, self._pipeline.device)
         self._check(job)
-        if order.first_step > 0:
-            raise StateMissing(f"the state at step {order.first_step} is not held by {holders or 'anybody'}")
+        if part.first_step > 0:
+            raise StateMissing(f"the state at step {part.first_step} is not held by {holders or 'anybody'}")
         # The beginning can always be made anew.
         self._pipeline.check(image)
         return self._pipeline.start(image, self._condition(image))
 
-    def _resume(self, job: Job, image: ImageSpec, condition: Condition) -> State:
-        """The state that the order's checkpoint makes with the condition."""
-        order = job.order
-        state = unpack_latent(order.checkpoint, image, condition, self._pipeline.device)
-        if state.step != order.first_step:
-            raise ValueError(f"the checkpoint is at step {state.step}, not at {order.first_step}")
+    def _resume(self, part: pb.Part, image: ImageSpec, condition: Condition) -> State:
+        """The state that the part's checkpoint makes with the condition."""
+        state = unpack_latent(part.checkpoint, image, condition, self._pipeline.device)
+        if state.step != part.first_step:
+            raise ValueError(f"the checkpoint is at step {state.step}, not at {part.first_step}")
         return state
 
     def _condition(self, image: ImageSpec) -> Condition:
@@ -293,18 +312,36 @@ def _go(job: Job) -> None:
         raise CalledOff(job.reason)
 
 
-def _goes_on(job: Job, group: Group, step: int) -> bool:
-    """Whether this step is a go. The leader decides as late as it can and tells the others."""
+def _going(job: Job, group: Group, step: int) -> list[int]:
+    """For which parts this step of the order is a go.
+
+    The leader decides as late as it can and tells the others.
+    That the members have met is the go for the first step; but a batch may have lost some of its requests.
+    """
+    parts = job.order.parts
+    if step == 0 and len(parts) == 1:
+        return [0]
     if not group.leads:
-        return group.read(f"step {step}", DECISION_TIMEOUT_S) == b"go"
-    go = job.halt is Halt.NONE
+        return [int(index) for index in group.read(f"step {step}", DECISION_TIMEOUT_S).split()]
+    going = [index for index, part in enumerate(parts) if part.request_id not in job.dropped]
+    if job.halt is not Halt.NONE:
+        going = []
     if group.degree > 1:
-        group.publish(f"step {step}", b"go" if go else b"stop")
-    return go
+        group.publish(f"step {step}", " ".join(map(str, going)).encode())
+    return going
 
 
-def _image(job: Job) -> ImageSpec:
-    spec = job.order.image
+def _only(job: Job) -> pb.Part:
+    """What the order is to its only request."""
+    if len(job.order.parts) != 1:
+        raise ValueError(
+            f"only denoising steps run as a batch, and this order has {len(job.order.parts)} parts"
+        )
+    return job.order.parts[0]
+
+
+def _image(part: pb.Part) -> ImageSpec:
+    spec = part.image
     guidance = spec.guidance if spec.HasField("guidance") else None
     return ImageSpec(
         spec.prompt, spec.width, spec.height, spec.steps, spec.seed, guidance, spec.negative_prompt
@@ -330,13 +367,14 @@ def _fail(done: pb.OrderDone, error: Exception) -> None:
                 log.exception("order failed", order=done.order_id)
 
 
-def _log(order: pb.Order, done: pb.OrderDone, encodings: Encodings) -> None:
+def _log(job: Job, done: pb.OrderDone, encodings: Encodings) -> None:
+    order = job.order
     fields: dict[str, object] = {
         "order": order.id,
         "stage": types.Stage.Name(order.stage).removeprefix("STAGE_").lower(),
         "degree": len(order.group.members),
         "outcome": pb.Outcome.Name(done.outcome).removeprefix("OUTCOME_").lower(),
-        "steps_done": done.steps_done,
+        "held": [state.step for state in done.held],
         "seconds": done.seconds,
     }
     if order.stage == types.STAGE_ENCODING:
@@ -344,4 +382,4 @@ def _log(order: pb.Order, done: pb.OrderDone, encodings: Encodings) -> None:
     if done.error:
         fields["why"] = done.error
     say = log.debug if done.outcome == pb.OUTCOME_OK else log.info
-    say("order done", request=order.request_id, **fields)
+    say("order done", requests=job.request_ids, **fields)

@@ -68,7 +68,7 @@ class Agent:
             case "order":
                 self._order(Job(command.order, session))
             case "truncate":
-                self._truncate(command.truncate.order_id)
+                self._truncate(command.truncate)
             case "release":
                 self._release(command.release.request_id)
             case "abort_groups":
@@ -92,8 +92,9 @@ class Agent:
         self._groups.reset()
 
     def _order(self, job: Job) -> None:
-        log.debug("order", request=job.order.request_id, order=job.order.id, degree=job.degree)
-        self._store.expect(job.order.request_id)
+        log.debug("order", requests=job.request_ids, order=job.order.id, degree=job.degree)
+        for request_id in job.request_ids:
+            self._store.expect(request_id)
         if self._leaving or not job.order.group.members:
             why = "this executor stops" if self._leaving else "the order has no group"
             outcome = pb.OUTCOME_RETURNED if self._leaving else pb.OUTCOME_ERROR
@@ -102,18 +103,18 @@ class Agent:
         else:
             self._jobs.put(job)
 
-    def _truncate(self, order_id: int) -> None:
+    def _truncate(self, command: pb.Truncate) -> None:
         for job in self._jobs.all():
-            if job.order.id == order_id and job.session is self._session:
-                job.stop(Halt.TRUNCATED, "truncated")
+            if job.order.id == command.order_id and job.session is self._session:
+                job.drop(command.request_id, "truncated")
                 # Those who wait for this executor need not do so until its turn has come.
-                if job.leads and job.degree > 1:
+                if job.halt is not Halt.NONE and job.leads and job.degree > 1:
                     self._groups.call_off(*job.meeting, job.reason)
 
     def _release(self, request_id: str) -> None:
         for job in self._jobs.all():
-            if job.order.request_id == request_id:
-                job.stop(Halt.TRUNCATED, "released")
+            if request_id in job.request_ids:
+                job.drop(request_id, "released")
         self._courier.forget(request_id)
         self._store.release(request_id)
 
@@ -157,7 +158,11 @@ class StateService(rpc.ExecutorServiceServicer):
             # Looked up first: an order that ends in between leaves its state in the store.
             orders = [job.order for job in self._jobs.all()]
             # Only orders before the asking one count: two that waited for each other would never end.
-            awaited = any(o.request_id == request.request_id and o.id < request.order_id for o in orders)
+            awaited = any(
+                part.request_id == request.request_id and order.id < request.order_id
+                for order in orders
+                for part in order.parts
+            )
             more_to_come = not any(o.id >= request.order_id for o in orders)
             patience = GRACE_S if awaited or more_to_come else 0.0
             try:

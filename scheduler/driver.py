@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from scheduler import messages
 from scheduler.fleet import Executor, Fleet
 from scheduler.journal import Journal
-from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Release, Truncate
+from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Part, Release, Truncate
 from scheduler.pace import Pace
 from scheduler.policies import resolve
 from scheduler.problem import EVERY_ROLE, Plan, Policy, Problem, Stage
@@ -197,24 +197,25 @@ class Driver:
     def step_done(self, done: executor_pb2.StepDone) -> None:
         """A step has ended."""
         order = self.rounds.order(done.order_id)
-        if order and self._pace and (tracked := self.rounds.requests.get(order.request_id)):
-            s = tracked.submission
-            self._follow(self._pace.step(s.width, s.height, len(order.slots), done.seconds))
+        if order and order.parts and self._pace:
+            s = self.rounds.requests[order.parts[0].request_id].submission
+            self._follow(
+                self._pace.step(s.width, s.height, len(order.slots), max(1, done.batch), done.seconds)
+            )
         self.apply(self.rounds.step_done(self.now(), done.order_id))
 
     def order_done(self, executor: Executor, done: executor_pb2.OrderDone) -> None:
         """An order has ended on an executor."""
         report = messages.report(executor.slot, done)
         order = self.rounds.order(done.order_id)
-        request_id = order.request_id if order else ""
-        if order and order.stage is Stage.DECODING and report.outcome is Outcome.OK and self._pace:
-            image = self.entries[request_id].request.image if request_id in self.entries else None
-            if image:
-                self._follow(self._pace.decode(image.width, image.height, done.seconds))
-        if entry := self.entries.get(request_id):
+        request_ids = order.request_ids if order else ()
+        for entry in (self.entries[id] for id in request_ids if id in self.entries):
             entry.warnings += [w for w in done.warnings if w not in entry.warnings]
+            image = entry.request.image
+            if order and order.stage is Stage.DECODING and report.outcome is Outcome.OK and self._pace:
+                self._follow(self._pace.decode(image.width, image.height, done.seconds))
         if report.error:
-            log.warning("order failed", request=request_id, order=done.order_id, slot=executor.slot,
+            log.warning("order failed", requests=request_ids, order=done.order_id, slot=executor.slot,
                         outcome=report.outcome.value, error=report.error)  # fmt: skip
         if done.step_times:
             self.learn(messages.step_times(done.step_times, executor.registration.device))
@@ -307,8 +308,8 @@ class Driver:
             match effect:
                 case Give(order):
                     self._give(order)
-                case Truncate(order_id, leader):
-                    truncate = executor_pb2.Truncate(order_id=order_id)
+                case Truncate(order_id, leader, request_id):
+                    truncate = executor_pb2.Truncate(order_id=order_id, request_id=request_id)
                     self._send(leader, executor_pb2.JoinResponse(truncate=truncate))
                 case Release(request_id, slots):
                     release = executor_pb2.JoinResponse(release=executor_pb2.Release(request_id=request_id))
@@ -332,26 +333,30 @@ class Driver:
             executor.send(command)
 
     def _give(self, order: Order) -> None:
-        executors = self.fleet.executors
-        entry = self.entries.get(order.request_id)
-        message = messages.order(
-            order,
-            [executors[slot].member for slot in order.slots],
-            [executors[slot].registration.address for slot in order.holders if slot in executors],
-            entry.request.image if entry else types_pb2.ImageSpec(),
-        )
+        members = [self.fleet.executors[slot].member for slot in order.slots]
+        message = messages.order(order, members, map(self._part, order.parts))
         if order.measures:
             message.profile.extend(messages.to_measure(self._profile_entries(), len(order.slots)))
-        if order.from_checkpoint and (found := self.journal.checkpoint(order.request_id)):
-            step, path = found
-            # The file may have moved on since the order was made; then the order fails and is made anew.
-            if step == order.first_step:
-                message.checkpoint = path.read_bytes()
-        log.debug("order given", request=order.request_id, order=order.id, slots=order.slots,
-                  stage=order.stage and order.stage.value,
-                  first_step=order.first_step, steps=order.steps)  # fmt: skip
+        log.debug("order given", requests=order.request_ids, order=order.id, slots=order.slots,
+                  stage=order.stage and order.stage.value, steps=order.steps,
+                  first_steps=[part.first_step for part in order.parts])  # fmt: skip
         for slot in order.slots:
             self._send(slot, executor_pb2.JoinResponse(order=message))
+
+    def _part(self, part: Part) -> executor_pb2.Part:
+        executors = self.fleet.executors
+        message = executor_pb2.Part(
+            request_id=part.request_id,
+            image=self.entries[part.request_id].request.image,
+            first_step=part.first_step,
+            holders=[executors[slot].registration.address for slot in part.holders if slot in executors],
+        )
+        if part.from_checkpoint and (found := self.journal.checkpoint(part.request_id)):
+            step, path = found
+            # The file may have moved on since the order was made; then the order fails and is made anew.
+            if step == part.first_step:
+                message.checkpoint = path.read_bytes()
+        return message
 
     def _changed(self, request_id: str) -> None:
         tracked, entry = self.rounds.requests.get(request_id), self.entries.get(request_id)

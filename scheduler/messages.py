@@ -80,6 +80,7 @@ def status(
             steps=span.steps,
             begin=timestamp(span.begin),
             end=ended,
+            batch=span.batch,
         )
     return message
 
@@ -93,18 +94,15 @@ def _verdict(tracked: Tracked) -> types_pb2.Verdict:
 
 
 def order(
-    given: Order, members: Iterable[executor_pb2.Member], holders: Iterable[str], image: types_pb2.ImageSpec
+    given: Order, members: Iterable[executor_pb2.Member], parts: Iterable[executor_pb2.Part]
 ) -> executor_pb2.Order:
-    """An order of the core as executors read it; `members` leader first, `holders` as addresses."""
+    """An order of the core as executors read it; `members` leader first."""
     return executor_pb2.Order(
         id=given.id,
-        request_id=given.request_id,
         stage=STAGES[given.stage],
         group=executor_pb2.Group(epoch=given.epoch, members=members),
-        image=image,
-        first_step=given.first_step,
         steps=given.steps,
-        holders=holders,
+        parts=parts,
     )
 
 
@@ -119,7 +117,8 @@ def roles(registration: executor_pb2.Registration) -> frozenset[Stage]:
 def report(slot: int, done: executor_pb2.OrderDone) -> Report:
     """How an order ended on a slot; an outcome that is not set counts as an error."""
     outcome = _OUTCOMES.get(done.outcome, Outcome.ERROR)
-    return Report(slot, outcome, done.steps_done, done.seconds, done.error)
+    held = {state.request_id: state.step for state in done.held}
+    return Report(slot, outcome, held, done.seconds, done.error)
 
 
 def step_times(messages: Iterable[executor_pb2.StepTime], source: str) -> list[StepTime]:
@@ -141,11 +140,11 @@ def step_times(messages: Iterable[executor_pb2.StepTime], source: str) -> list[S
 
 
 def to_measure(entries: Iterable[StepTime], degree: int) -> list[executor_pb2.StepTime]:
-    """Which step times to measure at `degree`: those of the sizes known at degree 1."""
+    """Which step times to measure at `degree`: those of the sizes and batches known at degree 1."""
     return [
         executor_pb2.StepTime(
-            kind=executor_pb2.StepTime.KIND_STEP, width=e.width, height=e.height, degree=degree, batch=1
+            kind=executor_pb2.StepTime.KIND_STEP, width=e.width, height=e.height, degree=degree, batch=e.batch
         )
         for e in entries
-        if e.kind == "step" and e.degree == e.batch == 1
+        if e.kind == "step" and e.degree == 1
     ]

@@ -1,6 +1,7 @@
 """What the core says: orders to executors, and the other effects of an event. Plain data."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from scheduler.problem import Stage
@@ -16,23 +17,33 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """Work for all executors in `slots`, leader first.
+class Part:
+    """What an order is to one of its requests.
 
-    Ids rise, and every executor runs its orders by id, so that groups cannot deadlock. `holders` are
-    slots that hold, or will hold, the request's state at `first_step`; `from_checkpoint` where nobody
-    does. An order without a request `measures` step times, or only makes its group and uses it once.
+    `holders` are slots that hold, or will hold, the request's state at `first_step`; `from_checkpoint`
+    where nobody does.
+    """
+
+    request_id: str
+    first_step: int = 0
+    holders: tuple[int, ...] = ()
+    from_checkpoint: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Work for all executors in `slots`, leader first: `steps` steps of each part, as a batch.
+
+    Ids rise, and every executor runs its orders by id, so that groups cannot deadlock. An order without
+    parts `measures` step times, or only makes its group and uses it once.
     """
 
     id: int
     slots: tuple[int, ...]
     epoch: int
-    request_id: str = ""
     stage: Stage | None = None
-    first_step: int = 0
     steps: int = 0
-    holders: tuple[int, ...] = ()
-    from_checkpoint: bool = False
+    parts: tuple[Part, ...] = ()
     measures: bool = False
 
     @property
@@ -40,14 +51,22 @@ class Order:
         """The slot that reports steps and decides where to stop."""
         return self.slots[0]
 
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        """The requests that it is for."""
+        return tuple(part.request_id for part in self.parts)
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How an order ended on one slot; `steps_done` counts from the request's first step."""
+    """How an order ended on one slot.
+
+    `held`: the steps behind each of its requests that the slot holds, counted from the request's first.
+    """
 
     slot: int
     outcome: Outcome = Outcome.OK
-    steps_done: int = 0
+    held: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     error: str = ""
 
@@ -61,10 +80,11 @@ class Give:
 
 @dataclass(frozen=True, slots=True)
 class Truncate:
-    """Tell the order's leader to stop at the next step boundary."""
+    """Tell the order's leader to stop at the next step boundary for one of its requests."""
 
     order_id: int
     leader: int
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)

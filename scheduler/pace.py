@@ -34,9 +34,9 @@ class Pace:
         self.base = base
         self._apply()
 
-    def step(self, width: int, height: int, degree: int, seconds: float) -> bool:
-        """A step has taken `seconds`; whether the profile has changed with it."""
-        return self._observe(degree, seconds / self.base.step(width, height, degree))
+    def step(self, width: int, height: int, degree: int, batch: int, seconds: float) -> bool:
+        """A step of `batch` requests has taken `seconds`; whether the profile has changed with it."""
+        return self._observe(degree, seconds / self.base.step(width, height, degree, batch))
 
     def decode(self, width: int, height: int, seconds: float) -> bool:
         """The same for a decoding."""

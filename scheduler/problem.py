@@ -41,7 +41,7 @@ class Request:
     `stage` is the next to plan, ENCODING to DECODING; `steps` are denoising steps not yet ordered (0 from
     DECODING on). It can start at `ready_at`, the end of its last order (at most `Problem.now`
     where it waits). `slots` hold its latent, leader first; empty before its first order. `home` is the node
-    that it is planned on, where that is settled.
+    that it is planned on, where that is settled. `alone`: it must not share a step with others now.
     """
 
     id: str
@@ -56,6 +56,15 @@ class Request:
     slots: tuple[int, ...] = ()
     drop_late: bool = False
     home: str | None = None
+    alone: bool = False
+
+    def can_join(self, other: "Request") -> bool:
+        """Whether the next steps of the two can run as a batch."""
+        return (
+            self.stage is other.stage is Stage.DENOISING
+            and (self.width, self.height, self.home) == (other.width, other.height, other.home)
+            and not (self.alone or other.alone)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +101,20 @@ class Problem:
             return (1,)
         return self.profile.degrees(request.width, request.height)
 
-    def steps_per_order(self, request: Request, degree: int) -> int:
+    def steps_per_order(self, request: Request, degree: int, batch: int = 1) -> int:
         """Steps in one order of at most `round_s` (at least one step); 0 outside DENOISING."""
         if request.stage is not Stage.DENOISING:
             return 0
-        step = self.profile.step(request.width, request.height, degree)
+        step = self.profile.step(request.width, request.height, degree, batch)
         return min(request.steps, max(1, int(self.round_s / step + 1e-9)))
 
-    def duration(self, request: Request, degree: int, steps: int) -> float:
-        """Seconds of an order of the request's next stage."""
+    def duration(self, request: Request, degree: int, steps: int, batch: int = 1) -> float:
+        """Seconds of an order of the next stage of the request, or of a batch of such."""
         match request.stage:
             case Stage.ENCODING:
                 return self.profile.encode()
             case Stage.DENOISING:
-                return steps * self.profile.step(request.width, request.height, degree)
+                return steps * self.profile.step(request.width, request.height, degree, batch)
             case Stage.DECODING:
                 return self.profile.decode(request.width, request.height)
             case _:
@@ -129,9 +138,13 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One order to be given: the request's next stage, for `steps` steps, on `slots`."""
+    """One order to be given: the next stage of the requests, for `steps` steps each, on `slots`.
 
-    request_id: str
+    Nearly always of one request. The denoising steps of several (see `Request.can_join`) run as a batch,
+    each from its own next step on; none has fewer than `steps` left.
+    """
+
+    request_ids: tuple[str, ...]
     stage: Stage
     slots: tuple[int, ...]
     steps: int
@@ -142,6 +155,11 @@ class Assignment:
     def degree(self) -> int:
         """Degree of sequence parallelism."""
         return len(self.slots)
+
+    @property
+    def batch(self) -> int:
+        """How many requests share its steps."""
+        return len(self.request_ids)
 
 
 @dataclass(frozen=True, slots=True)

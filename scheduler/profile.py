@@ -95,6 +95,9 @@ class Profile:
         }
         self._decode = Curve(_slowest(decodes).items()) if decodes else None
         self.max_degree: int = max(degree for degree, batch in steps if batch == 1)
+        self._largest: dict[int, int] = defaultdict(int)  # image tokens by batch
+        for (_, batch), points in steps.items():
+            self._largest[batch] = max(self._largest[batch], *(tokens for tokens, _ in points))
         self.step = lru_cache(maxsize=None)(self._step)
         self.decode = lru_cache(maxsize=None)(self._decode_seconds)
         self.degrees = lru_cache(maxsize=None)(self._degrees)
@@ -103,6 +106,11 @@ class Profile:
         """Seconds of one denoising step of `batch` pictures together at `degree`."""
         tokens = _tokens(width, height)
         return self._single(tokens) * self._ratio(tokens, degree, batch)
+
+    def max_batch(self, width: int, height: int) -> int:
+        """The largest batch that was timed at this size or a larger one: no more is known to fit."""
+        tokens = _tokens(width, height)
+        return max((batch for batch, largest in self._largest.items() if tokens <= largest), default=1)
 
     def encode(self) -> float:
         """Seconds of one text encoding."""
@@ -127,9 +135,7 @@ class Profile:
         if (degree, batch) in self._ratios:
             return self._ratios[degree, batch](tokens)
         if batch > 1:
-            # Batches never measured at this degree: as they do at degree 1, else one after the other.
-            alone = self._ratios[1, batch](tokens) if (1, batch) in self._ratios else float(batch)
-            return self._ratio(tokens, degree, 1) * alone
+            return self._ratio(tokens, degree, 1) * self._growth(tokens, degree, batch)
         known = sorted(k for k, b in self._ratios if b == 1)
         if not known[0] <= degree <= known[-1]:
             raise ValueError(f"degree {degree} is outside the profile ({known[0]} to {known[-1]})")
@@ -137,6 +143,22 @@ class Profile:
         low, high = known[above - 1], known[above]
         share = math.log(degree / low) / math.log(high / low)
         return self._ratios[low, 1](tokens) ** (1 - share) * self._ratios[high, 1](tokens) ** share
+
+    def _growth(self, tokens: int, degree: int, batch: int) -> float:
+        """Time of a batch never measured at this degree against batch 1: a line between those that were.
+
+        Where none was, as at degree 1; beyond the largest, one such after the other.
+        """
+        known = [1, *sorted(b for k, b in self._ratios if k == degree and b > 1)]
+        if len(known) == 1:
+            return float(batch) if degree == 1 else self._ratio(tokens, 1, batch)
+        alone = self._ratio(tokens, degree, 1)
+        times = [self._ratio(tokens, degree, b) / alone for b in known]
+        above = bisect.bisect_left(known, batch)
+        if above == len(known):
+            return times[-1] * batch / known[-1]
+        share = (batch - known[above - 1]) / (known[above] - known[above - 1])
+        return times[above - 1] + share * (times[above] - times[above - 1])
 
     def scaled(self, steps: Mapping[int, float], decode: float = 1.0) -> "Profile":
         """The same profile with step times multiplied by a factor a degree, and decodings by `decode`."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from scheduler.dispatch import Load, choose, crowded_out
 from scheduler.nodes import Nodes
-from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Release, Report, Truncate
+from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Part, Release, Report, Truncate
 from scheduler.placement import Layout, layout_of
 from scheduler.problem import EVERY_ROLE, ROLES, Assignment, Gpu, Plan, Problem, Request, Stage
 from scheduler.profile import Profile
@@ -218,13 +218,17 @@ class Rounds:
     def step_done(self, now: float, order_id: int) -> list[Effect]:
         """The leader has finished one more step of an order."""
         flight = self._flights.get(order_id)
-        tracked = self._active.get(flight.order.request_id) if flight else None
-        if flight is None or tracked is None:
+        if flight is None:
             return []
         flight.steps_reported = min(flight.steps_reported + 1, flight.order.steps)
         flight.marked_at = now
-        tracked.steps_done = flight.order.first_step + flight.steps_reported
-        return [Changed(tracked.id)]
+        effects: list[Effect] = []
+        for part in flight.order.parts:
+            tracked = self._active.get(part.request_id)
+            if tracked and tracked.id not in flight.withdrawn:
+                tracked.steps_done = part.first_step + flight.steps_reported
+                effects.append(Changed(tracked.id))
+        return effects
 
     def order_done(self, now: float, order_id: int, report: Report) -> list[Effect]:
         """An order has ended on one of its slots."""
@@ -337,15 +341,15 @@ class Rounds:
             if tracked := self._active.get(request_id):
                 effects += self._mark_late(now, tracked)
         for assignment in plan.assignments:
-            tracked = self._active.get(assignment.request_id)
-            if tracked is not None and self._holds(tracked, assignment):
-                effects += self._assign(now, tracked, assignment)
+            members = [self._active[id] for id in assignment.request_ids if id in self._active]
+            if len(members) == assignment.batch > 0 and self._holds(members, assignment):
+                effects += self._assign(now, members, assignment)
             else:
                 # Only events can have made it so; anything else is the policy's fault.
                 self.rejected += self._version == self._planned_version
                 if self._version != self._planned_version:
                     self._dirty = True
-                    self._nodes.touch(tracked.home if tracked else None)
+                    self._nodes.touch(*(tracked.home for tracked in members))
                     self._nodes.touch_slots(assignment.slots)
         return effects
 
@@ -450,18 +454,18 @@ class Rounds:
     def _outstanding(self, tracked: Tracked, never: float) -> Request:
         s, flights = tracked.submission, tracked.flights
         steps = s.steps - tracked.next_step if tracked.next_stage is not Stage.DECODING else 0
-        waiting = (tracked.next_stage, steps, tracked.holders, tracked.arrived_at)
+        waiting = (tracked.next_stage, steps, tracked.holders, tracked.arrived_at, tracked.alone)
         seen = tracked.seen
         if (
             seen
             and not flights
             and seen.home == tracked.home
-            and (seen.stage, seen.steps, seen.slots, seen.ready_at) == waiting
+            and (seen.stage, seen.steps, seen.slots, seen.ready_at, seen.alone) == waiting
         ):
             # Most of a long queue only waits: what planning saw last time will do.
             return seen
         ready_at = max((flight.end for flight in flights), default=tracked.arrived_at)
-        if len(flights) >= QUEUE_DEPTH or any(flight.failing for flight in flights):
+        if len(flights) >= QUEUE_DEPTH or any(flight.fails(s.id) for flight in flights):
             ready_at = max(ready_at, never)
         assert tracked.next_stage is not None
         tracked.seen = Request(
@@ -477,18 +481,17 @@ class Rounds:
             slots=tracked.holders,
             drop_late=self._drops_late(tracked),
             home=tracked.home,
+            alone=tracked.alone,
         )
         return tracked.seen
 
-    def _holds(self, tracked: Tracked, assignment: Assignment) -> bool:
-        """Whether the assignment can still become an order."""
+    def _holds(self, members: list[Tracked], assignment: Assignment) -> bool:
+        """Whether the assignment can still become an order; `members` are its requests."""
         slots = [self.slots.get(slot) for slot in assignment.slots]
         return (
-            tracked.next_stage is assignment.stage
-            and len(tracked.flights) < QUEUE_DEPTH
-            and not any(flight.failing for flight in tracked.flights)
+            all(self._may_run(tracked, assignment) for tracked in members)
+            and (len(members) == 1 or _is_batch(members, assignment))
             and (assignment.stage is not Stage.DENOISING or assignment.steps > 0)
-            and tracked.next_step + assignment.steps <= tracked.submission.steps
             and len(set(assignment.slots)) == len(slots) > 0
             and all(
                 s is not None and not s.leaving and assignment.stage in s.roles and len(s.queue) < QUEUE_DEPTH
@@ -496,53 +499,42 @@ class Rounds:
             )
         )
 
-    def _assign(self, now: float, tracked: Tracked, assignment: Assignment) -> list[Effect]:
-        resumed = tracked.next_step > 0 and not tracked.holders
-        order = self._order(
-            assignment.slots,
-            request_id=tracked.id,
-            stage=assignment.stage,
-            first_step=tracked.next_step,
-            steps=assignment.steps,
-            holders=tracked.holders,
-            from_checkpoint=resumed,
+    def _may_run(self, tracked: Tracked, assignment: Assignment) -> bool:
+        return (
+            tracked.next_stage is assignment.stage
+            and len(tracked.flights) < QUEUE_DEPTH
+            and not any(flight.fails(tracked.id) for flight in tracked.flights)
+            and tracked.next_step + assignment.steps <= tracked.submission.steps
         )
-        tracked.next_step += assignment.steps
-        tracked.holders = assignment.slots
-        match assignment.stage:
-            case Stage.ENCODING:
-                tracked.next_stage = Stage.DENOISING
-            case Stage.DENOISING if tracked.next_step == tracked.submission.steps:
-                tracked.next_stage = Stage.DECODING
-            case Stage.DECODING:
-                tracked.next_stage = None
+
+    def _assign(self, now: float, members: list[Tracked], assignment: Assignment) -> list[Effect]:
+        parts = tuple(
+            Part(t.id, t.next_step, t.holders, from_checkpoint=t.next_step > 0 and not t.holders)
+            for t in members
+        )
+        order = self._order(assignment.slots, assignment.stage, assignment.steps, parts)
+        for tracked in members:
+            tracked.next_step += assignment.steps
+            tracked.holders = assignment.slots
+            match assignment.stage:
+                case Stage.ENCODING:
+                    tracked.next_stage = Stage.DENOISING
+                case Stage.DENOISING if tracked.next_step == tracked.submission.steps:
+                    tracked.next_stage = Stage.DECODING
+                case Stage.DECODING:
+                    tracked.next_stage = None
         return self._give(now, order, assignment.end - assignment.begin)
 
     def _order(
         self,
         slots: tuple[int, ...],
-        *,
-        request_id: str = "",
         stage: Stage | None = None,
-        first_step: int = 0,
         steps: int = 0,
-        holders: tuple[int, ...] = (),
-        from_checkpoint: bool = False,
+        parts: tuple[Part, ...] = (),
         measures: bool = False,
     ) -> Order:
         self._order_id += 1
-        return Order(
-            self._order_id,
-            slots,
-            self._epoch_of(slots),
-            request_id,
-            stage,
-            first_step,
-            steps,
-            holders,
-            from_checkpoint,
-            measures,
-        )
+        return Order(self._order_id, slots, self._epoch_of(slots), stage, steps, parts, measures)
 
     def _epoch_of(self, slots: tuple[int, ...]) -> int:
         # A group keeps its name, and so its communicators, until one of its own members is lost.
@@ -553,10 +545,14 @@ class Rounds:
         self._flights[order.id] = flight
         for slot in order.slots:
             self.slots[slot].queue.append(flight)
-        if tracked := self._active.get(order.request_id):
+        for tracked in self._members(flight):
             tracked.flights.append(flight)
         self._may_begin[order.id] = flight
         return [Give(order), *self._begin(now)]
+
+    def _members(self, flight: Flight) -> list[Tracked]:
+        """The flight's requests that have not ended."""
+        return [self._active[id] for id in flight.order.request_ids if id in self._active]
 
     def _begin(self, now: float) -> list[Effect]:
         """Mark the orders whose turn has come."""
@@ -564,22 +560,23 @@ class Rounds:
         for order_id in sorted(self._may_begin):
             flight = self._may_begin.pop(order_id)
             order = flight.order
-            tracked = self._active.get(order.request_id)
             if (
                 order_id not in self._flights
                 or flight.begun
                 or flight.reports
                 or any(self.slots[slot].queue[0] is not flight for slot in flight.pending)
-                or (tracked and tracked.flights[0] is not flight)
+                or any(tracked.flights[0] is not flight for tracked in self._members(flight))
             ):
                 continue
             flight.begun_at = flight.marked_at = now
             self._running[order_id] = flight
             flight.end = flight.predicted_end(now)
-            if tracked and order.stage:
-                tracked.stage = order.stage
-                tracked.spans.append(Span(order.stage, order.slots, order.first_step, order.steps, now))
-                effects.append(Changed(tracked.id))
+            for part in order.parts:
+                if tracked := self._active.get(part.request_id):
+                    assert order.stage
+                    tracked.stage = order.stage
+                    tracked.spans.append(_span(order, part, now))
+                    effects.append(Changed(tracked.id))
         return effects
 
     def _predict(self, now: float, flights: Iterable[Flight]) -> None:
@@ -600,7 +597,7 @@ class Rounds:
                 if other is flight:
                     break
                 yield other
-        if tracked := self._active.get(flight.order.request_id):
+        for tracked in self._members(flight):
             yield from tracked.flights[: tracked.flights.index(flight)]
 
     def _note(self, flight: Flight, report: Report) -> None:
@@ -608,32 +605,34 @@ class Rounds:
         flight.pending.discard(report.slot)
         flight.reports.append(report)
         self._may_begin[flight.order.id] = flight
-        if slot := self.slots.get(report.slot):
-            slot.queue.remove(flight)
-            slot.busy_seconds += report.seconds
-            if slot.queue:
-                self._may_begin[slot.queue[0].order.id] = slot.queue[0]
-        tracked = self._active.get(flight.order.request_id)
-        if tracked and slot and (report.outcome is Outcome.OK or report.steps_done):
-            # Who has failed at step 0 may hold nothing at all.
-            tracked.held[report.slot] = report.steps_done
+        slot = self.slots.get(report.slot)
+        if slot is None:
+            return
+        slot.queue.remove(flight)
+        slot.busy_seconds += report.seconds
+        if slot.queue:
+            self._may_begin[slot.queue[0].order.id] = slot.queue[0]
+        for tracked in self._members(flight):
+            if tracked.id in report.held:
+                tracked.held[report.slot] = report.held[tracked.id]
 
     def _settle(self, now: float, flight: Flight) -> list[Effect]:
         """Go on after a report: wait for the other members, or see what has become of the order."""
-        if flight.order.id not in self._flights:
-            return []
-        if flight.pending:
-            if flight.failing:
-                flight.abort_at = min(flight.abort_at, now + self.config.grace_s)
-                self._hanging[flight.order.id] = flight
-            return []
-        tracked = self.requests.get(flight.order.request_id)
-        if tracked and not tracked.stage.ended and tracked.flights[0] is not flight and not flight.failing:
-            # Reports of its predecessor are still on their way from other members.
-            return []
-        effects = self._resolve(now, flight)
-        while tracked and tracked.flights and not tracked.flights[0].pending:
-            effects += self._resolve(now, tracked.flights[0])
+        if flight.pending and flight.failing:
+            flight.abort_at = min(flight.abort_at, now + self.config.grace_s)
+            self._hanging[flight.order.id] = flight
+        effects: list[Effect] = []
+        reported = [flight]
+        while reported:
+            flight = reported.pop()
+            if flight.pending or flight.order.id not in self._flights:
+                continue
+            if not flight.failing and any(t.flights[0] is not flight for t in self._members(flight)):
+                # Reports of a predecessor are still on their way from other members.
+                continue
+            effects += self._resolve(now, flight)
+            members = (self.requests.get(id) for id in flight.order.request_ids)
+            reported += [tracked.flights[0] for tracked in members if tracked and tracked.flights]
         return effects
 
     def _resolve(self, now: float, flight: Flight) -> list[Effect]:
@@ -643,58 +642,76 @@ class Rounds:
             books.pop(order.id, None)
         if order.stage is None and all(report.outcome is Outcome.OK for report in flight.reports):
             self._warmth.note(order.slots, order.epoch)
-        tracked = self.requests.get(order.request_id)
-        if tracked is None:
-            return []
-        tracked.flights.remove(flight)
-        self._may_begin.update((ahead.order.id, ahead) for ahead in tracked.flights[:1])
-        seconds = max(report.seconds for report in flight.reports)
-        tracked.gpu_seconds += seconds * len(order.slots)
-        if flight.begun or seconds > 0:
-            self._close_span(now, tracked, flight, seconds)
-        if tracked.stage.ended:
-            return self._release(tracked, order.slots)
+        effects: list[Effect] = []
+        for part, seconds in zip(order.parts, _shares(flight), strict=True):
+            tracked = self.requests[part.request_id]
+            tracked.flights.remove(flight)
+            self._may_begin.update((ahead.order.id, ahead) for ahead in tracked.flights[:1])
+            tracked.gpu_seconds += seconds
+            self._close_span(now, tracked, flight, part)
+            if tracked.stage.ended:
+                effects += self._release(tracked, order.slots)
+            else:
+                effects += self._resolve_part(now, tracked, flight, part)
+        return effects
+
+    def _resolve_part(self, now: float, tracked: Tracked, flight: Flight, part: Part) -> list[Effect]:
+        """What has become of the order for one of its requests."""
+        order = flight.order
         bad = [report for report in flight.reports if report.outcome is not Outcome.OK]
         if bad:
-            return self._failed(now, tracked, flight, bad)
-        reached = min(report.steps_done for report in flight.reports)
+            return self._failed(now, tracked, flight, part, bad)
         if order.stage is Stage.DECODING:
             return self._end(now, tracked, Stage.DONE)
-        if order.stage is Stage.DENOISING:
+        reached = min(report.held.get(tracked.id, -1) for report in flight.reports)
+        if order.stage is Stage.DENOISING and reached >= part.first_step:
             tracked.steps_done = reached
         effects: list[Effect] = []
-        if any(s in self.slots and not self.slots[s].leaving for s in order.slots):
-            # Else the furthest state is about to go with its only holders.
+        staying = any(s in self.slots and not self.slots[s].leaving for s in order.slots)
+        if staying and reached >= part.first_step:
+            # Else it was stopped before they had the state, or the furthest state is about to go with them.
             effects += self._release(tracked, set(tracked.held) - set(order.slots))
-        if flight.withdrawn or (order.stage is Stage.DENOISING and reached < order.first_step + order.steps):
+        if len(order.parts) == 1:
+            tracked.alone = False
+        short = order.stage is Stage.DENOISING and reached < part.first_step + order.steps
+        if short or tracked.id in flight.withdrawn:
             effects += self._withdraw(tracked)
         return [*effects, *self._changed(now, tracked)]
 
-    def _close_span(self, now: float, tracked: Tracked, flight: Flight, seconds: float) -> None:
+    def _close_span(self, now: float, tracked: Tracked, flight: Flight, part: Part) -> None:
         order = flight.order
-        if not flight.begun and order.stage:
+        seconds = max(report.seconds for report in flight.reports)
+        if not flight.begun:
+            if not seconds:
+                return
             # Over before its predecessor was known to be.
-            span = Span(order.stage, order.slots, order.first_step, order.steps, now - seconds)
-            tracked.spans.append(span)
+            tracked.spans.append(_span(order, part, now - seconds))
         for span in reversed(tracked.spans):
             if span.slots == order.slots and math.isnan(span.end):
                 span.end = now
-                reached = max(report.steps_done for report in flight.reports)
+                reached = max(report.held.get(tracked.id, 0) for report in flight.reports)
                 span.steps = max(0, min(span.steps, reached - span.first_step))
                 return
 
-    def _failed(self, now: float, tracked: Tracked, flight: Flight, bad: list[Report]) -> list[Effect]:
+    def _failed(
+        self, now: float, tracked: Tracked, flight: Flight, part: Part, bad: list[Report]
+    ) -> list[Effect]:
         worst = next((r for r in bad if r.outcome is Outcome.ERROR), bad[0])
-        if not flight.withdrawn and any(report.outcome is not Outcome.RETURNED for report in bad):
-            tracked.failures += 1
+        if tracked.id not in flight.withdrawn and any(r.outcome is not Outcome.RETURNED for r in bad):
+            if len(flight.order.parts) > 1:
+                # Nobody knows yet whose fault it was.
+                tracked.alone = True
+            else:
+                tracked.failures += 1
         if tracked.failures >= self.config.attempts:
             tracked.error = worst.error or f"failed {tracked.failures} times"
             return self._end(now, tracked, Stage.FAILED)
         ahead = tracked.flights[-1] if tracked.flights else None
-        if ahead is None or ahead.order.id > flight.order.id or ahead.failing:
+        if ahead is None or ahead.order.id > flight.order.id or ahead.fails(tracked.id):
             return self._withdraw(tracked) + self._changed(now, tracked)
         # What runs before it is sound: only this one is to be planned anew.
-        tracked.next_step, tracked.next_stage = flight.order.first_step, flight.order.stage
+        assert flight.order.stage
+        tracked.next_step, tracked.next_stage = part.first_step, flight.order.stage
         tracked.holders = ahead.order.slots
         return self._changed(now, tracked)
 
@@ -702,8 +719,8 @@ class Rounds:
         """Take back what is queued ahead; begin again from what is held once all has been reported."""
         effects: list[Effect] = []
         for flight in tracked.flights:
-            flight.withdrawn = True
-            effects.append(Truncate(flight.order.id, flight.order.leader))
+            flight.withdrawn.add(tracked.id)
+            effects.append(Truncate(flight.order.id, flight.order.leader, tracked.id))
         if not tracked.flights:
             self._rewind(tracked)
         return effects
@@ -732,7 +749,7 @@ class Rounds:
         del self._active[tracked.id]
         self._nodes.remove(tracked)
         self._may_begin.update((flight.order.id, flight) for flight in tracked.flights)
-        effects: list[Effect] = [Truncate(f.order.id, f.order.leader) for f in tracked.flights]
+        effects: list[Effect] = [Truncate(f.order.id, f.order.leader, tracked.id) for f in tracked.flights]
         busy = {slot for flight in tracked.flights for slot in flight.pending}
         effects += self._release(tracked, set(tracked.held) - busy)
         return [*effects, *self._changed(now, tracked)]
@@ -742,7 +759,8 @@ class Rounds:
         needed = {slot for flight in tracked.flights for slot in flight.pending}
         if not tracked.stage.ended:
             for flight in tracked.flights:
-                needed.update(flight.order.slots, flight.order.holders)
+                needed.update(flight.order.slots)
+                needed.update(*(p.holders for p in flight.order.parts if p.request_id == tracked.id))
         freed = tuple(sorted(slot for slot in set(slots) - needed if slot in self.slots))
         for slot in freed:
             tracked.held.pop(slot, None)
@@ -769,3 +787,32 @@ class Rounds:
         self._dirty = True
         self._version += 1
         return self._begin(now)
+
+
+def _is_batch(members: list[Tracked], assignment: Assignment) -> bool:
+    """Whether the steps of these can run together."""
+    sizes = {(tracked.submission.width, tracked.submission.height) for tracked in members}
+    return (
+        assignment.stage is Stage.DENOISING
+        and len(sizes) == 1
+        and len(set(assignment.request_ids)) == len(members)
+        and not any(tracked.alone for tracked in members)
+    )
+
+
+def _span(order: Order, part: Part, begin: float) -> Span:
+    assert order.stage
+    return Span(order.stage, order.slots, part.first_step, order.steps, begin, batch=len(order.parts))
+
+
+def _shares(flight: Flight) -> list[float]:
+    """GPU-seconds of each part of an order that has ended: by its steps, alike where none has ended."""
+    order = flight.order
+    total = max(report.seconds for report in flight.reports) * len(order.slots)
+    ran = [
+        max(0, *(report.held.get(part.request_id, 0) - part.first_step for report in flight.reports))
+        for part in order.parts
+    ]
+    if not sum(ran):
+        ran = [1] * len(order.parts)
+    return [total * steps / sum(ran) for steps in ran]

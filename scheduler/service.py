@@ -176,7 +176,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 address=r.address,
                 node=r.node,
                 device=r.device,
-                request_id=running.request_id if running else "",
+                request_ids=running.request_ids if running else (),
                 stage=messages.STAGES[running.stage if running else None],
                 degree=len(running.slots) if running else 0,
                 orders=len(books.queue),

@@ -26,7 +26,7 @@ class Submission:
 
 @dataclass(slots=True)
 class Span:
-    """One order as it ran; `end` is NaN while it runs."""
+    """One order as it ran; `end` is NaN while it runs. `batch` requests shared its steps."""
 
     stage: Stage
     slots: tuple[int, ...]
@@ -34,11 +34,16 @@ class Span:
     steps: int
     begin: float
     end: float = math.nan
+    batch: int = 1
 
 
 @dataclass(slots=True)
 class Tracked:
-    """A request and what has become of it. `late` is None while its deadline can be met or missed."""
+    """A request and what has become of it. `late` is None while its deadline can be met or missed.
+
+    `alone`: a batch that it was in has failed; until an order of its own ends well, it shares no steps,
+    so that it is known whose fault it was.
+    """
 
     submission: Submission
     arrived_at: float
@@ -50,6 +55,7 @@ class Tracked:
     error: str = ""
     gpu_seconds: float = 0.0
     failures: int = 0
+    alone: bool = False
     checkpoint: int = 0  # steps behind the latest checkpoint; 0: none
     spans: list[Span] = field(default_factory=list)
     # What is not ordered yet, and who holds its state when all that is ordered has run.
@@ -92,7 +98,7 @@ class Flight:
     end: float = math.inf  # predicted
     reports: list[Report] = field(default_factory=list)
     abort_at: float = math.inf  # when its silent members are aborted
-    withdrawn: bool = False
+    withdrawn: set[str] = field(default_factory=set)  # requests for which it is taken back
 
     @property
     def begun(self) -> bool:
@@ -101,8 +107,16 @@ class Flight:
 
     @property
     def failing(self) -> bool:
-        """Whether it is known to end badly, or to be taken back."""
-        return self.withdrawn or any(report.outcome is not Outcome.OK for report in self.reports)
+        """Whether it is known to end badly, or is taken back as a whole."""
+        return len(self.withdrawn) == len(self.order.parts) > 0 or self._failed
+
+    def fails(self, request_id: str) -> bool:
+        """Whether it is known to end badly for a request, or to be taken back."""
+        return request_id in self.withdrawn or self._failed
+
+    @property
+    def _failed(self) -> bool:
+        return any(report.outcome is not Outcome.OK for report in self.reports)
 
     def predicted_end(self, now: float) -> float:
         """When a begun flight ends, by its pace so far; never in the past."""

@@ -13,9 +13,10 @@ from scheduler.tracking import Tracked
 SIZES = [(256, 256), (512, 512), (512, 768), (1024, 1024)]
 PROFILE = Profile(
     [
-        StepTime("step", side, side, degree, 1, (side / 1024) ** 2 * 0.4 / degree**0.7 + 0.01)
+        StepTime("step", side, side, degree, batch, batch * (side / 1024) ** 2 * 0.4 / degree**0.7 + 0.01)
         for side in (256, 512, 1024)
         for degree in (1, 2, 4, 8)
+        for batch in (1, 2, 4)
     ]
     + [StepTime("encode", 0, 0, 1, 1, 0.02)]
     + [StepTime("decode", side, side, 1, 1, (side / 1024) ** 2 * 0.3) for side in (256, 1024)]
@@ -23,25 +24,31 @@ PROFILE = Profile(
 
 
 def chaotic(seed: int):
-    """A policy that gives whatever may be given, at random."""
+    """A policy that gives whatever may be given, at random, alone or in batches."""
 
     def policy(problem: Problem, _budget: float) -> Plan:
         rng = random.Random(f"{seed} {problem.now}")
         blocks = Blocks(gpu for gpu in problem.gpus if gpu.free_at <= problem.horizon)
         ends = {gpu.slot: gpu.free_at for gpu in problem.gpus}
         assignments = []
-        for request in rng.sample(problem.requests, len(problem.requests)):
-            if request.ready_at > problem.horizon:
-                continue
+        waiting = [request for request in problem.requests if request.ready_at <= problem.horizon]
+        rng.shuffle(waiting)
+        while waiting:
+            request = waiting.pop()
             degree = rng.choice(problem.degrees(request))
             block = blocks.find(degree, request.slots, request.stage)
             if block is None or rng.random() < 0.1:
                 continue
             blocks.take(block)
-            steps = rng.randint(1, request.steps) if request.stage is Stage.DENOISING else 0
-            begin = max(problem.now, request.ready_at, *(ends[slot] for slot in block))
-            end = begin + problem.duration(request, degree, steps)
-            assignments.append(Assignment(request.id, request.stage, block, steps, begin, end))
+            batch = [request]
+            if rng.random() < 0.5:
+                batch += [other for other in waiting if other.can_join(request)][: rng.randint(1, 3)]
+            waiting = [other for other in waiting if other not in batch]
+            steps = rng.randint(1, min(r.steps for r in batch)) if request.stage is Stage.DENOISING else 0
+            begin = max(problem.now, *(r.ready_at for r in batch), *(ends[slot] for slot in block))
+            end = begin + problem.duration(request, degree, steps, len(batch))
+            ids = tuple(r.id for r in batch)
+            assignments.append(Assignment(ids, request.stage, block, steps, begin, end))
         return Plan(tuple(assignments))
 
     return policy
@@ -54,7 +61,7 @@ def check_books(outcomes: Outcomes, gpus: int, slip: float = 0.0) -> None:
     """
     slip += 1e-9
     assert outcomes.rejected == 0
-    busy = defaultdict(list)
+    busy = defaultdict(set)
     for tracked in outcomes.requests:
         assert tracked.stage.ended
         assert tracked.flights == []
@@ -65,10 +72,10 @@ def check_books(outcomes: Outcomes, gpus: int, slip: float = 0.0) -> None:
         for span in tracked.spans:
             assert set(span.slots) <= set(range(gpus))
             for slot in span.slots:
-                busy[slot].append((span.begin, span.end))
-    for spans in busy.values():
-        spans.sort()
-        assert all(end <= begin + slip for (_, end), (begin, _) in itertools.pairwise(spans))
+                # What shares its steps with others has its times in common with them.
+                busy[slot].add((span.begin, span.end, span.batch, tracked.id if span.batch == 1 else ""))
+    for spans in map(sorted, busy.values()):
+        assert all(end <= begin + slip for (_, end, *_), (begin, *_) in itertools.pairwise(spans))
 
 
 def check_steps(tracked: Tracked) -> None:

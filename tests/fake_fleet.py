@@ -136,15 +136,36 @@ class FakeFleet(rpc.FleetServiceServicer):
         **more: Any,
     ) -> int:
         """Give an order to all of `slots`, leader first; returns its id."""
+        part = self.part(request_id, image, first_step, holders, **more)
+        return self.batch(slots, stage, [part], steps=steps, epoch=epoch)
+
+    def part(
+        self,
+        request_id: str,
+        image: types.ImageSpec,
+        first_step: int = 0,
+        holders: Sequence[int] = (),
+        **more: Any,
+    ) -> pb.Part:
+        """What an order is to one request; `holders` are slots."""
+        addresses = [self.seats[slot].registration.address for slot in holders]
+        return pb.Part(request_id=request_id, image=image, first_step=first_step, holders=addresses, **more)
+
+    def batch(
+        self,
+        slots: Sequence[int],
+        stage: "types.Stage",
+        parts: Sequence[pb.Part],
+        *,
+        epoch: int = 1,
+        **more: Any,
+    ) -> int:
+        """Give an order for several requests, or none."""
         order = pb.Order(
             id=next(self._orders),
-            request_id=request_id,
             stage=stage,
             group=pb.Group(epoch=epoch, members=[self.seats[slot].member for slot in slots]),
-            image=image,
-            first_step=first_step,
-            steps=steps,
-            holders=[self.seats[slot].registration.address for slot in holders],
+            parts=parts,
             **more,
         )
         self.send(slots, order=order)

@@ -170,7 +170,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         answer.model.family, answer.model.name, answer.model.size_multiple = "flux", "tiny", 16
         answer.executors.add(slot=0, address="127.0.0.1:1", node="n", device="cpu", busy_seconds=1.5)
         answer.executors.add(
-            slot=1, request_id="r1", stage=types_pb2.STAGE_DENOISING, degree=2, orders=2, device="cpu"
+            slot=1, request_ids=["r1"], stage=types_pb2.STAGE_DENOISING, degree=2, orders=2, device="cpu"
         )
         return answer
 

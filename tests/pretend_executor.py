@@ -2,12 +2,14 @@
 
     python tests/pretend_executor.py --scheduler HOST:PORT [--fail-prompt WORD] [--die-after SECONDS]
 
-For tests of what is around the executors. A step at 512x512 takes 30 ms, divided by degree^0.8.
+For tests of what is around the executors. A step at 512x512 takes 30 ms, divided by degree^0.8; a batch as
+many times longer as the square root of its size.
 """
 
 import argparse
 import asyncio
 import io
+import itertools
 import os
 import signal
 import time
@@ -41,11 +43,12 @@ def step_seconds(width: int, height: int, degree: int) -> float:
 def step_times() -> list[pb.StepTime]:
     times = [pb.StepTime(kind=pb.StepTime.KIND_ENCODE, degree=1, batch=1, seconds=ENCODE_S)]
     for side in (256, 512, 1024):
-        size = {"width": side, "height": side, "batch": 1}
-        times.append(pb.StepTime(kind=pb.StepTime.KIND_DECODE, degree=1, seconds=DECODE_S, **size))
-        for degree in (1, 2, 4):
-            seconds = step_seconds(side, side, degree)
-            times.append(pb.StepTime(kind=pb.StepTime.KIND_STEP, degree=degree, seconds=seconds, **size))
+        size = {"width": side, "height": side}
+        times.append(pb.StepTime(kind=pb.StepTime.KIND_DECODE, degree=1, batch=1, seconds=DECODE_S, **size))
+        for degree, batch in itertools.product((1, 2, 4), (1, 2, 4)):
+            seconds = step_seconds(side, side, degree) * batch**0.5
+            row = {"degree": degree, "batch": batch, "seconds": seconds, **size}
+            times.append(pb.StepTime(kind=pb.StepTime.KIND_STEP, **row))
     return times
 
 
@@ -109,8 +112,9 @@ class Pretend:
         while True:
             order = await self._orders.get()
             began = time.monotonic()
-            done = pb.OrderDone(order_id=order.id, outcome=pb.OUTCOME_OK, steps_done=order.first_step)
-            if self._fail_prompt and self._fail_prompt in order.image.prompt:
+            done = pb.OrderDone(order_id=order.id, outcome=pb.OUTCOME_OK)
+            ran = 0
+            if any(self._fail_prompt and self._fail_prompt in part.image.prompt for part in order.parts):
                 done.outcome, done.error = pb.OUTCOME_ERROR, "told to fail"
             elif order.stage == types_pb2.STAGE_UNSPECIFIED and not order.profile:
                 print("warm up of", [member.slot for member in order.group.members], flush=True)
@@ -119,16 +123,19 @@ class Pretend:
             elif order.stage == types_pb2.STAGE_ENCODING:
                 await asyncio.sleep(ENCODE_S)
             elif order.stage == types_pb2.STAGE_DENOISING:
-                done.steps_done += await self._step(order)
+                ran = await self._step(order)
             else:
                 await asyncio.sleep(DECODE_S)
                 await self._upload(order)
+            for part in order.parts:
+                done.held.add(request_id=part.request_id, step=part.first_step + ran)
             done.seconds = time.monotonic() - began
             self._report(order_done=done)
 
     async def _step(self, order: pb.Order) -> int:
         leads = order.group.members[0].slot == self._slot
-        seconds = step_seconds(order.image.width, order.image.height, len(order.group.members))
+        image, batch = order.parts[0].image, len(order.parts)
+        seconds = step_seconds(image.width, image.height, len(order.group.members)) * batch**0.5
         due = time.monotonic()
         for step in range(order.steps):
             # Only a leader is told to stop; alone it need not tell others.
@@ -138,17 +145,17 @@ class Pretend:
             due += seconds
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             if leads:
-                done = pb.StepDone(order_id=order.id, step=order.first_step + step, seconds=seconds)
+                done = pb.StepDone(order_id=order.id, step=step, seconds=seconds, batch=batch)
                 self._report(step_done=done)
         return order.steps
 
     async def _upload(self, order: pb.Order) -> None:
         file = io.BytesIO()
-        Image.new("RGB", (order.image.width, order.image.height), (order.image.seed % 256, 90, 60)).save(
-            file, "png"
-        )
+        (part,) = order.parts
+        colour = (part.image.seed % 256, 90, 60)
+        Image.new("RGB", (part.image.width, part.image.height), colour).save(file, "png")
         header = pb.UploadHeader(
-            kind=pb.UploadHeader.KIND_IMAGE, request_id=order.request_id, order_id=order.id
+            kind=pb.UploadHeader.KIND_IMAGE, request_id=part.request_id, order_id=order.id
         )
         await self._stub.Upload(
             iter([pb.UploadRequest(header=header), pb.UploadRequest(chunk=file.getvalue())])

@@ -155,9 +155,9 @@ def test_a_plan_gives_only_what_may_be_given(name, seed, gpus):
     requests = {request.id: request for request in given_problem.requests}
     free_at = {gpu.slot: gpu.free_at for gpu in given_problem.gpus}
     taken: set[int] = set()
-    assert len({a.request_id for a in plan.assignments}) == len(plan.assignments)
+    assert len({a.request_ids[0] for a in plan.assignments}) == len(plan.assignments)
     for a in plan.assignments:
-        request = requests[a.request_id]
+        request = requests[a.request_ids[0]]
         assert request.ready_at <= given_problem.horizon
         assert all(free_at[slot] <= given_problem.horizon for slot in a.slots)
         assert mask_of(a.slots) in board.layout.blocks[a.degree], "not an aligned block of one node"
@@ -209,7 +209,7 @@ def test_nothing_denoises_between_rounds_nor_beyond_them(seed):
             assert a.stage is not Stage.DENOISING
             assert a.end <= window.opens + 2 * window.grace
         elif a.stage is Stage.DENOISING:
-            request = requests[a.request_id]
+            request = requests[a.request_ids[0]]
             step = PROFILE.step(request.width, request.height, a.degree)
             assert a.end <= window.end + window.grace + 1e-9 or step > given_problem.round_s
     if between:
@@ -238,10 +238,10 @@ def test_who_cannot_wait_goes_first_and_the_late_take_what_is_left():
         denoising("late", 1024, deadline=100.0 + least - 0.01),
     )
     plan = resolve("tetriserve:schedule")(quiet(*requests), 0.05)
-    assert {a.request_id: a.degree for a in plan.assignments} == {"tight": 8}
+    assert {a.request_ids[0]: a.degree for a in plan.assignments} == {"tight": 8}
     assert plan.late == ("late",)
     plan = resolve("tetriserve:schedule")(quiet(requests[0], requests[2]), 0.05)
-    assert {a.request_id: a.degree for a in plan.assignments} == {"slack": 1, "late": 1}
+    assert {a.request_ids[0]: a.degree for a in plan.assignments} == {"slack": 1, "late": 1}
 
 
 @pytest.mark.parametrize(("side", "orders"), [(1024, {}), (256, {"slack": 4})])
@@ -253,7 +253,7 @@ def test_the_event_driven_variant_keeps_gpus_for_what_needs_more_of_them(side, o
     crowded = quiet(wide, denoising("slack", side, deadline=200.0))
     busy = tuple(Gpu(slot, 100.0 if slot < 4 else 100.15) for slot in range(8))
     plan = resolve("tetriserve:event")(replace(crowded, gpus=busy), 0.05)
-    assert {a.request_id: a.degree for a in plan.assignments} == orders
+    assert {a.request_ids[0]: a.degree for a in plan.assignments} == orders
 
 
 def test_the_late_get_one_gpu_where_there_is_nothing_to_scale_up():
@@ -375,7 +375,7 @@ def test_placement_saves_moves():
 
 def degrees(name: str, *requests: Request, **other: int) -> dict[str, int]:
     plan = resolve(name)(quiet(*requests, **other), 0.05)
-    return {a.request_id: a.degree for a in plan.assignments}
+    return {a.request_ids[0]: a.degree for a in plan.assignments}
 
 
 def test_srtf_runs_the_shortest_first_whatever_the_deadlines():

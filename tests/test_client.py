@@ -355,8 +355,8 @@ def test_cancel_quote_cluster_and_policy(client: Any) -> None:
     assert (quote.earliest, quote.alone, quote.gpu_seconds) == (1.75, 1.25, 2.5)
     cluster = client.cluster()
     idle, busy = cluster.executors
-    assert (idle.request_id, idle.stage, idle.degree, idle.busy_seconds) == (None, None, 0, 1.5)
-    assert (busy.request_id, busy.stage, busy.degree, busy.orders) == ("r1", Stage.DENOISING, 2, 2)
+    assert (idle.request_ids, idle.stage, idle.degree, idle.busy_seconds) == ((), None, 0, 1.5)
+    assert (busy.request_ids, busy.stage, busy.degree, busy.orders) == (("r1",), Stage.DENOISING, 2, 2)
     assert cluster.model is not None
     assert (cluster.model.name, cluster.ready, cluster.queue_limit) == ("tiny", True, 9)
     assert client.set_policy("edf") == client.cluster().policy == "edf"

@@ -121,6 +121,11 @@ def outcomes(done: Sequence[pb.OrderDone]) -> list[int]:
     return [d.outcome for d in done]
 
 
+def behind(done: pb.OrderDone) -> int:
+    """Steps behind the order's only request; 0 where nothing of it is held."""
+    return sum(state.step for state in done.held)
+
+
 def fetch(fleet: FakeFleet, slot: int, request_id: str, step: int) -> dict[str, np.ndarray]:
     """A state, asked for as a peer would."""
     with grpc.insecure_channel(fleet.seats[slot].registration.address) as channel:
@@ -186,7 +191,7 @@ def test_one_executor_draws(fleet, reference):
     assert drawn.std() > 0
     assert np.isfinite(final).all()
     done = [r.order_done for r in fleet.seats[0].reports if r.HasField("order_done")]
-    assert [d.steps_done for d in done[:3]] == [0, STEPS, STEPS]
+    assert [behind(d) for d in done[:3]] == [0, STEPS, STEPS]
     assert all(d.seconds > 0 for d in done[:3])
     assert [s.step for s in fleet.steps(done[1].order_id, 0)] == list(range(STEPS))
 
@@ -206,7 +211,7 @@ def test_changing_groups_draw_the_same(fleet, reference):
     for slots, order in orders:
         done = fleet.done(order, slots)
         assert outcomes(done) == [OK] * len(slots), done
-        assert len({d.steps_done for d in done}) == 1
+        assert len({behind(d) for d in done}) == 1
         assert not any(fleet.steps(order, slot) for slot in slots[1:])
     assert len(fleet.steps(orders[3][1], 0)) == 2
     final, drawn = reference
@@ -239,7 +244,7 @@ def test_a_release_frees_the_state_and_ends_waiting(fleet):
     assert outcomes(fleet.done(waiting, [2])) == [ABORTED]
     fleet.send([1], release=pb.Release(request_id="other"))
     (done,) = fleet.done(running, [1])
-    assert (done.outcome, done.steps_done) == (OK, 0)
+    assert (done.outcome, behind(done)) == (OK, 0)
     assert outcomes(fleet.done(waits_for, [1])) == [RETURNED]
     assert not held(fleet, 1, "released", 1)
     assert not held(fleet, 2, "released", 1)
@@ -249,15 +254,15 @@ def test_a_truncated_group_stops_at_one_step_and_takes_back_what_is_queued(fleet
     first = fleet.order([0, 1], "cut", DENOISE, LONG, steps=500)
     queued = fleet.order([2, 0, 1], "cut", DENOISE, LONG, first_step=500, steps=100, holders=[0])
     fleet.steps(first, 0, at_least=2)
-    fleet.send([2], truncate=pb.Truncate(order_id=queued))
+    fleet.send([2], truncate=pb.Truncate(order_id=queued, request_id="cut"))
     # Slot 2 has nothing else to do; the others are told when they come to it.
     fleet.done(queued, [2])
-    fleet.send([0], truncate=pb.Truncate(order_id=first))
+    fleet.send([0], truncate=pb.Truncate(order_id=first, request_id="cut"))
     done = fleet.done(first, [0, 1])
     assert outcomes(done) == [OK, OK]
-    reached = done[0].steps_done
+    reached = behind(done[0])
     assert 2 <= reached < 500
-    assert done[1].steps_done == reached
+    assert behind(done[1]) == reached
     assert len(fleet.steps(first, 0)) == reached
     assert outcomes(fleet.done(queued, [2, 0, 1])) == [RETURNED] * 3
     assert not held(fleet, 2, "cut", reached)
@@ -271,7 +276,7 @@ def test_a_state_that_nobody_has_ends_only_its_order(fleet):
     done = run(fleet, [0, 1], "nowhere", DENOISE, RED_HOUSE, first_step=3, steps=1, holders=[2])
     assert sorted(outcomes(done)) in ([ABORTED, ABORTED], [ABORTED, RETURNED])
     assert "step 3" in "".join(d.error for d in done)
-    assert [d.steps_done for d in done] == [0, 0]
+    assert [behind(d) for d in done] == [0, 0]
     # The beginning is made anew; two who take each other for the holder must not wait for each other.
     done = run(fleet, [0, 1], "nowhere", DENOISE, RED_HOUSE, steps=1, holders=[0, 1])
     assert outcomes(done) == [OK, OK]
@@ -301,7 +306,7 @@ def test_warns_of_a_prompt_that_is_cut(fleet):
 
 def test_measures_step_times_of_a_group(fleet):
     wish = pb.StepTime(kind=pb.StepTime.KIND_STEP, width=64, height=64, degree=2, batch=1)
-    done = run(fleet, [1, 0], "", types.STAGE_UNSPECIFIED, types.ImageSpec(), profile=[wish])
+    done = fleet.done(fleet.batch([1, 0], types.STAGE_UNSPECIFIED, [], profile=[wish]), [1, 0])
     assert outcomes(done) == [OK, OK], done
     (measured,) = done[0].step_times
     assert (measured.width, measured.degree, measured.batch) == (64, 2, 1)
@@ -329,9 +334,9 @@ def test_a_frozen_member_is_cut_off(cluster, fleet):
     finally:
         os.kill(cluster.executors[2].pid, signal.SIGCONT)
     assert outcomes(done) == [ABORTED, ABORTED]
-    furthest = max(d.steps_done for d in done)
+    furthest = max(behind(d) for d in done)
     assert furthest >= reached
-    holder = [d.steps_done for d in done].index(furthest)
+    holder = [behind(d) for d in done].index(furthest)
     assert held(fleet, holder, "frozen", furthest)
     assert outcomes(fleet.done(order, [2])) == [ABORTED]
     done = run(
@@ -349,9 +354,9 @@ def test_survivors_of_a_killed_member_go_on(cluster, fleet):
     cluster.executors[2].process.kill()
     done = fleet.done(order, [0, 1])
     assert outcomes(done) == [ABORTED, ABORTED]
-    furthest = max(d.steps_done for d in done)
+    furthest = max(behind(d) for d in done)
     assert 3 <= furthest < 40
-    holder = [d.steps_done for d in done].index(furthest)
+    holder = [behind(d) for d in done].index(furthest)
     # Orders that the dead one leads end as well, before anybody has told of its death.
     done = fleet.done(fleet.order([2, 0], "led", DENOISE, spec, steps=1, epoch=7), [0])
     assert (done[0].outcome, list(done[0].lost_slots)) == (ABORTED, [2])
@@ -402,13 +407,13 @@ def test_sigterm_hands_back_what_has_not_begun(cluster):
     leader.process.send_signal(signal.SIGTERM)
     done = fleet.done(running, [0, 1])
     assert outcomes(done) == [OK, OK]
-    assert 2 <= done[0].steps_done < 900
+    assert 2 <= behind(done[0]) < 900
     assert outcomes(fleet.done(queued, [0, 1])) == [RETURNED, RETURNED]
     assert leader.process.wait(timeout=15) == 0, leader.log.read_text()
     assert fleet.wait(lambda: fleet.seats[0].gone)
     assert any(r.HasField("leaving") for r in fleet.seats[0].reports)
     # Its last checkpoint has reached the scheduler: nothing is lost with it.
-    assert fleet.upload(CHECKPOINT, "last", done[0].steps_done)
+    assert fleet.upload(CHECKPOINT, "last", behind(done[0]))
 
 
 def test_ctrl_c_ends_an_idle_executor(cluster):

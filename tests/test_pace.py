@@ -14,34 +14,34 @@ BASE = Profile(
 def test_a_machine_that_keeps_to_its_profile_changes_nothing():
     pace = Pace(BASE)
     for n in range(200):
-        assert not pace.step(512, 512, 1, 0.512 * (1.02 if n % 2 else 0.98))
+        assert not pace.step(512, 512, 1, 1, 0.512 * (1.02 if n % 2 else 0.98))
     assert pace.profile is BASE
 
 
 def test_a_slower_machine_is_followed_at_every_size_of_that_degree():
     pace = Pace(BASE)
     for _ in range(100):
-        pace.step(512, 512, 2, 2 * BASE.step(512, 512, 2))
+        pace.step(512, 512, 2, 1, 2 * BASE.step(512, 512, 2))
         pace.decode(512, 512, 1.5)
     assert pace.profile.step(256, 256, 2) == pytest.approx(2 * BASE.step(256, 256, 2), rel=0.06)
     assert pace.profile.step(256, 256, 1) == BASE.step(256, 256, 1)
     assert pace.profile.decode(512, 512) == pytest.approx(1.5, rel=0.06)
     assert pace.profile.encode() == BASE.encode()
     for _ in range(100):
-        pace.step(512, 512, 2, BASE.step(512, 512, 2))
+        pace.step(512, 512, 2, 1, BASE.step(512, 512, 2))
     assert pace.profile.step(256, 256, 2) == pytest.approx(BASE.step(256, 256, 2), rel=0.06)
 
 
 def test_one_hiccup_moves_little():
     pace = Pace(BASE)
-    pace.step(512, 512, 1, 1000.0)
+    pace.step(512, 512, 1, 1, 1000.0)
     assert pace.profile.step(512, 512, 1) <= BASE.step(512, 512, 1) * OUTLIER**0.1 * 1.001
 
 
 def test_new_entries_keep_the_pace():
     pace = Pace(BASE)
     for _ in range(100):
-        pace.step(512, 512, 1, 2 * BASE.step(512, 512, 1))
+        pace.step(512, 512, 1, 1, 2 * BASE.step(512, 512, 1))
     pace.rebase(Profile([*BASE.entries, StepTime("step", 512, 512, 4, 1, 0.2)]))
     assert pace.profile.max_degree == 4
     assert pace.profile.step(512, 512, 1) == pytest.approx(2 * BASE.step(512, 512, 1), rel=0.06)

@@ -40,9 +40,20 @@ def test_a_degree_between_two_measured_ones_lies_between_them():
         PROFILE.step(1024, 1024, 16)
 
 
-def test_batches_never_measured_run_one_after_the_other():
-    assert PROFILE.step(1024, 1024, 1, 3) == pytest.approx(3 * 0.4)
+def test_batches_never_measured_lie_on_a_line_between_those_that_were():
+    assert PROFILE.step(1024, 1024, 1, 2) == pytest.approx(0.4 + (1.2 - 0.4) / 3)
+    assert PROFILE.step(1024, 1024, 1, 8) == pytest.approx(2 * 1.2)
+    # At other degrees they gain as much as at degree 1.
     assert PROFILE.step(1024, 1024, 2, 4) == pytest.approx(0.25 * 3)
+    alone = Profile([StepTime("step", 256, 256, k, 1, 0.03) for k in (1, 2)])
+    assert alone.step(256, 256, 2, 3) == pytest.approx(0.09)
+
+
+def test_no_batch_is_larger_than_those_that_were_timed_at_that_size_or_a_larger_one():
+    assert PROFILE.max_batch(256, 256) == PROFILE.max_batch(1024, 1024) == 4
+    assert PROFILE.max_batch(1040, 1024) == 1
+    more = Profile([*ENTRIES, StepTime("step", 512, 512, 1, 8, 0.9)])
+    assert [more.max_batch(side, side) for side in (256, 512, 1024)] == [8, 8, 4]
 
 
 @given(st.integers(4, 128), st.integers(4, 128), st.sampled_from([1, 2, 4, 8]))

@@ -2,7 +2,7 @@
 
 from chaos import PROFILE
 
-from scheduler.orders import Abort, Effect, Give, Order, Outcome, Release, Report, Truncate
+from scheduler.orders import Abort, Effect, Give, Order, Outcome, Part, Release, Report, Truncate
 from scheduler.problem import Assignment, Plan, Stage
 from scheduler.rounds import Config, Rounds
 from scheduler.tracking import Submission
@@ -25,23 +25,24 @@ class Desk:
         """Order the request's next stage."""
         self.now += 0.1
         self.core.problem(self.now)
-        plan = Plan((Assignment("r", stage, slots, steps, self.now, self.now + 1),))
+        plan = Plan((Assignment(("r",), stage, slots, steps, self.now, self.now + 1),))
         (order,) = [e.order for e in self.core.commit(self.now, plan) if isinstance(e, Give)]
         assert self.core.rejected == 0
         return order
 
     def done(self, order: Order, *, outcome: Outcome = Outcome.OK, at: int | None = None) -> list[Effect]:
         """All members report, at the order's last step unless told otherwise."""
-        step = order.first_step + order.steps if at is None else at
+        step = order.parts[0].first_step + order.steps if at is None else at
         effects: list[Effect] = []
         for slot in order.slots:
             effects += self.report(order, slot, outcome, step)
         return effects
 
     def report(self, order: Order, slot: int, outcome: Outcome, step: int) -> list[Effect]:
-        """One member reports."""
+        """One member reports; step -1: it holds nothing."""
         self.now += 0.1
-        return self.core.order_done(self.now, order.id, Report(slot, outcome, step, 0.1))
+        held = {"r": step} if step >= 0 else {}
+        return self.core.order_done(self.now, order.id, Report(slot, outcome, held, 0.1))
 
     def begun(self, *slots: int, steps: int = 4) -> None:
         """Encoded on the first slot, and some steps done on all of them."""
@@ -57,7 +58,7 @@ class Desk:
 def test_a_resumed_request_goes_on_from_its_checkpoint():
     desk = Desk(checkpoint=6)
     order = desk.give(Stage.DENOISING, 2, steps=4)
-    assert (order.first_step, order.from_checkpoint, order.holders) == (6, True, ())
+    assert order.parts == (Part("r", 6, (), from_checkpoint=True),)
     desk.done(order)
     assert desk.next == (Stage.DECODING, 10, (2,))
 
@@ -68,7 +69,7 @@ def test_losing_the_only_holder_of_a_waiting_request_goes_back_to_the_checkpoint
     desk.core.checkpointed("r", 3)
     desk.core.executor_lost(desk.now, 1)
     order = desk.give(Stage.DENOISING, 0, steps=2)
-    assert (order.first_step, order.from_checkpoint) == (3, True)
+    assert order.parts == (Part("r", 3, (), from_checkpoint=True),)
 
 
 def test_losing_it_without_a_checkpoint_starts_over():
@@ -114,7 +115,7 @@ def test_an_order_that_fails_behind_a_sound_one_is_planned_anew_alone():
     ahead = desk.give(Stage.DENOISING, 1, steps=2)
     effects = desk.core.executor_lost(desk.now, 1)
     assert not [effect for effect in effects if isinstance(effect, Truncate)]
-    assert (ahead.first_step, desk.next) == (6, (Stage.DENOISING, 6, (0,)))
+    assert (ahead.parts[0].first_step, desk.next) == (6, (Stage.DENOISING, 6, (0,)))
     assert desk.tracked.failures == 0
     again = desk.give(Stage.DENOISING, 2, steps=4)
     desk.done(running)
@@ -128,7 +129,7 @@ def test_what_is_queued_behind_a_failed_order_is_taken_back():
     running = desk.give(Stage.DENOISING, 0, steps=2)
     ahead = desk.give(Stage.DENOISING, 1, steps=2)
     effects = desk.report(running, 0, Outcome.ERROR, 5)
-    assert Truncate(ahead.id, 1) in effects
+    assert Truncate(ahead.id, 1, "r") in effects
     # It was too late for that: what it has done counts all the same.
     desk.report(ahead, 1, Outcome.OK, 8)
     assert desk.next == (Stage.DENOISING, 8, (1,))
@@ -151,7 +152,7 @@ def test_reports_that_overtake_their_predecessors_wait_for_them():
 def test_who_fails_before_it_has_anything_is_no_holder():
     desk = Desk()
     order = desk.give(Stage.ENCODING, 3)
-    desk.report(order, 3, Outcome.ERROR, 0)
+    desk.report(order, 3, Outcome.ERROR, -1)
     assert desk.next == (Stage.ENCODING, 0, ())
 
 

@@ -89,7 +89,7 @@ def cluster_json(cluster: Cluster) -> Json:
                 "address": executor.address,
                 "node": executor.node,
                 "device": executor.device,
-                "request_id": executor.request_id,
+                "request_ids": list(executor.request_ids),
                 "stage": executor.stage and executor.stage.value,
                 "degree": executor.degree,
                 "orders": executor.orders,
@@ -108,6 +108,7 @@ def _span_json(span: Span) -> Json:
         "degree": span.degree,
         "first_step": span.first_step,
         "steps": span.steps,
+        "batch": span.batch,
         "begin": _moment(span.begin),
         "end": _moment(span.end),
     }

@@ -163,6 +163,7 @@ def _span(message: types_pb2.Span) -> Span:
         steps=message.steps,
         begin=_time(message.begin),
         end=_time(message.end) if message.HasField("end") else None,
+        batch=message.batch or 1,
     )
 
 
@@ -172,7 +173,7 @@ def _executor(message: scheduler_pb2.ExecutorStatus) -> Executor:
         address=message.address,
         node=message.node,
         device=message.device,
-        request_id=message.request_id or None,
+        request_ids=tuple(message.request_ids),
         stage=_STAGES.get(message.stage, Stage.UNKNOWN) if message.stage else None,
         degree=message.degree,
         orders=message.orders,

@@ -91,6 +91,8 @@ class Span:
     begin: datetime
     end: datetime | None
     """None while it runs."""
+    batch: int = 1
+    """How many requests shared its steps, this one included."""
 
     @property
     def degree(self) -> int:
@@ -187,10 +189,10 @@ class Executor:
     """The host it runs on."""
     device: str
     """E.g. "cpu" or "NVIDIA H100 80GB HBM3"."""
-    request_id: str | None
-    """What it runs now; None: idle."""
+    request_ids: tuple[str, ...]
+    """What it runs now, several as a batch; empty: idle."""
     stage: Stage | None
-    """The stage of that request."""
+    """The stage of those requests."""
     degree: int
     """Degree of the group it runs in; 0: idle."""
     orders: int

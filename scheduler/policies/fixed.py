@@ -97,4 +97,4 @@ def _assignment(
     steps = problem.steps_per_order(request, len(slots))
     begin = max(problem.now, request.ready_at, *(free_at[slot] for slot in slots))
     end = begin + problem.duration(request, len(slots), steps)
-    return Assignment(request.id, request.stage, slots, steps, begin, end)
+    return Assignment((request.id,), request.stage, slots, steps, begin, end)

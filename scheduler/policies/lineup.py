@@ -208,7 +208,7 @@ class Lineup:
         """The orders, in the order in which they were placed."""
         members = self.board.layout.members
         return tuple(
-            Assignment(key, p.work.stage, members[p.block], p.steps, p.begin, p.end)
+            Assignment((key,), p.work.stage, members[p.block], p.steps, p.begin, p.end)
             for key, p in self.pieces.items()
         )
 

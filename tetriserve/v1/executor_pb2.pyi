@@ -118,21 +118,23 @@ class Heartbeat(_message.Message):
     def __init__(self) -> None: ...
 
 class StepDone(_message.Message):
-    __slots__ = ("order_id", "step", "seconds")
+    __slots__ = ("order_id", "step", "seconds", "batch")
     ORDER_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     order_id: int
     step: int
     seconds: float
-    def __init__(self, order_id: _Optional[int] = ..., step: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+    batch: int
+    def __init__(self, order_id: _Optional[int] = ..., step: _Optional[int] = ..., seconds: _Optional[float] = ..., batch: _Optional[int] = ...) -> None: ...
 
 class OrderDone(_message.Message):
-    __slots__ = ("order_id", "outcome", "error", "steps_done", "seconds", "warnings", "step_times", "lost_slots")
+    __slots__ = ("order_id", "outcome", "error", "held", "seconds", "warnings", "step_times", "lost_slots")
     ORDER_ID_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
-    STEPS_DONE_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     STEP_TIMES_FIELD_NUMBER: _ClassVar[int]
@@ -140,12 +142,12 @@ class OrderDone(_message.Message):
     order_id: int
     outcome: Outcome
     error: str
-    steps_done: int
+    held: _containers.RepeatedCompositeFieldContainer[HeldState]
     seconds: float
     warnings: _containers.RepeatedScalarFieldContainer[str]
     step_times: _containers.RepeatedCompositeFieldContainer[StepTime]
     lost_slots: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, order_id: _Optional[int] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., error: _Optional[str] = ..., steps_done: _Optional[int] = ..., seconds: _Optional[float] = ..., warnings: _Optional[_Iterable[str]] = ..., step_times: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., lost_slots: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, order_id: _Optional[int] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., error: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldState, _Mapping]]] = ..., seconds: _Optional[float] = ..., warnings: _Optional[_Iterable[str]] = ..., step_times: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., lost_slots: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Leaving(_message.Message):
     __slots__ = ()
@@ -180,34 +182,42 @@ class Group(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
 
 class Order(_message.Message):
-    __slots__ = ("id", "request_id", "stage", "group", "image", "first_step", "steps", "holders", "checkpoint", "profile")
+    __slots__ = ("id", "stage", "group", "steps", "parts", "profile")
     ID_FIELD_NUMBER: _ClassVar[int]
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
-    IMAGE_FIELD_NUMBER: _ClassVar[int]
-    FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
-    HOLDERS_FIELD_NUMBER: _ClassVar[int]
-    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     id: int
-    request_id: str
     stage: _types_pb2.Stage
     group: Group
+    steps: int
+    parts: _containers.RepeatedCompositeFieldContainer[Part]
+    profile: _containers.RepeatedCompositeFieldContainer[StepTime]
+    def __init__(self, id: _Optional[int] = ..., stage: _Optional[_Union[_types_pb2.Stage, str]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., steps: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., profile: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ...) -> None: ...
+
+class Part(_message.Message):
+    __slots__ = ("request_id", "image", "first_step", "holders", "checkpoint")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
+    HOLDERS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
     image: _types_pb2.ImageSpec
     first_step: int
-    steps: int
     holders: _containers.RepeatedScalarFieldContainer[str]
     checkpoint: bytes
-    profile: _containers.RepeatedCompositeFieldContainer[StepTime]
-    def __init__(self, id: _Optional[int] = ..., request_id: _Optional[str] = ..., stage: _Optional[_Union[_types_pb2.Stage, str]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., image: _Optional[_Union[_types_pb2.ImageSpec, _Mapping]] = ..., first_step: _Optional[int] = ..., steps: _Optional[int] = ..., holders: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[bytes] = ..., profile: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[_types_pb2.ImageSpec, _Mapping]] = ..., first_step: _Optional[int] = ..., holders: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[bytes] = ...) -> None: ...
 
 class Truncate(_message.Message):
-    __slots__ = ("order_id",)
+    __slots__ = ("order_id", "request_id")
     ORDER_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     order_id: int
-    def __init__(self, order_id: _Optional[int] = ...) -> None: ...
+    request_id: str
+    def __init__(self, order_id: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class Release(_message.Message):
     __slots__ = ("request_id",)

@@ -138,12 +138,12 @@ class GetClusterResponse(_message.Message):
     def __init__(self, executors: _Optional[_Iterable[_Union[ExecutorStatus, _Mapping]]] = ..., policy: _Optional[str] = ..., policies: _Optional[_Iterable[str]] = ..., outstanding: _Optional[int] = ..., queue_limit: _Optional[int] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., rounds: _Optional[int] = ..., expected_executors: _Optional[int] = ..., ready: _Optional[bool] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ExecutorStatus(_message.Message):
-    __slots__ = ("slot", "address", "node", "device", "request_id", "stage", "degree", "orders", "busy_seconds", "roles")
+    __slots__ = ("slot", "address", "node", "device", "request_ids", "stage", "degree", "orders", "busy_seconds", "roles")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     DEGREE_FIELD_NUMBER: _ClassVar[int]
     ORDERS_FIELD_NUMBER: _ClassVar[int]
@@ -153,13 +153,13 @@ class ExecutorStatus(_message.Message):
     address: str
     node: str
     device: str
-    request_id: str
+    request_ids: _containers.RepeatedScalarFieldContainer[str]
     stage: _types_pb2.Stage
     degree: int
     orders: int
     busy_seconds: float
     roles: _containers.RepeatedScalarFieldContainer[_types_pb2.Stage]
-    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., node: _Optional[str] = ..., device: _Optional[str] = ..., request_id: _Optional[str] = ..., stage: _Optional[_Union[_types_pb2.Stage, str]] = ..., degree: _Optional[int] = ..., orders: _Optional[int] = ..., busy_seconds: _Optional[float] = ..., roles: _Optional[_Iterable[_Union[_types_pb2.Stage, str]]] = ...) -> None: ...
+    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., node: _Optional[str] = ..., device: _Optional[str] = ..., request_ids: _Optional[_Iterable[str]] = ..., stage: _Optional[_Union[_types_pb2.Stage, str]] = ..., degree: _Optional[int] = ..., orders: _Optional[int] = ..., busy_seconds: _Optional[float] = ..., roles: _Optional[_Iterable[_Union[_types_pb2.Stage, str]]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("family", "name", "size_multiple", "max_side", "max_steps", "default_steps", "max_prompt_tokens", "fingerprint", "max_pixels")

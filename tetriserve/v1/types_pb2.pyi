@@ -83,20 +83,22 @@ class Request(_message.Message):
     def __init__(self, id: _Optional[str] = ..., image: _Optional[_Union[ImageSpec, _Mapping]] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., weight: _Optional[float] = ..., on_late: _Optional[_Union[OnLate, str]] = ...) -> None: ...
 
 class Span(_message.Message):
-    __slots__ = ("stage", "slots", "first_step", "steps", "begin", "end")
+    __slots__ = ("stage", "slots", "first_step", "steps", "begin", "end", "batch")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     stage: Stage
     slots: _containers.RepeatedScalarFieldContainer[int]
     first_step: int
     steps: int
     begin: _timestamp_pb2.Timestamp
     end: _timestamp_pb2.Timestamp
-    def __init__(self, stage: _Optional[_Union[Stage, str]] = ..., slots: _Optional[_Iterable[int]] = ..., first_step: _Optional[int] = ..., steps: _Optional[int] = ..., begin: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    batch: int
+    def __init__(self, stage: _Optional[_Union[Stage, str]] = ..., slots: _Optional[_Iterable[int]] = ..., first_step: _Optional[int] = ..., steps: _Optional[int] = ..., begin: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., batch: _Optional[int] = ...) -> None: ...
 
 class RequestStatus(_message.Message):
     __slots__ = ("request", "stage", "steps_done", "slots", "submitted_at", "deadline_at", "finished_at", "verdict", "error", "warnings", "gpu_seconds", "spans")
