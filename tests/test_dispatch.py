@@ -90,7 +90,7 @@ def test_a_node_is_planned_as_if_it_were_alone(policy):
 def test_all_nodes_are_planned_and_their_decisions_added_up():
     requests = tuple(request(f"r{n}") for n in range(8))
     plan = resolve("edf")(cluster(4, requests), PATIENT)
-    assert {a.request_id for a in plan.assignments} == {r.id for r in requests}
+    assert {a.request_ids[0] for a in plan.assignments} == {r.id for r in requests}
     assert {slot // 4 for a in plan.assignments for slot in a.slots} == {0, 1, 2, 3}
     assert plan.decision.objective == 8
     assert plan.unplanned == ()
@@ -99,7 +99,7 @@ def test_all_nodes_are_planned_and_their_decisions_added_up():
 def test_what_the_budget_does_not_suffice_for_is_left_for_the_next_plan():
     requests = tuple(request(f"r{n}", home=f"n{n}") for n in range(4))
     plan = resolve("edf")(cluster(4, requests), 0.0)
-    assert [a.request_id for a in plan.assignments] == ["r0"]
+    assert [a.request_ids[0] for a in plan.assignments] == ["r0"]
     assert plan.unplanned == ("n1", "n2", "n3")
 
 
@@ -187,7 +187,7 @@ def test_slots_of_a_plan_are_those_of_the_cluster():
     def first_free(problem: Problem, _budget_s: float) -> Plan:
         assert all(gpu.slot < 4 for gpu in problem.gpus)
         first = problem.requests[0]
-        return Plan((Assignment(first.id, first.stage, (problem.gpus[0].slot,), 1, 0.0, 0.1),))
+        return Plan((Assignment((first.id,), first.stage, (problem.gpus[0].slot,), 1, 0.0, 0.1),))
 
     moment = cluster(3, (request("a", home="n0"), request("c", home="n2")))
     assert [a.slots for a in by_node(first_free)(moment, PATIENT).assignments] == [(0,), (8,)]

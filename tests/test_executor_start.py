@@ -200,7 +200,7 @@ def test_an_image_that_cannot_be_uploaded_ends_the_order_as_aborted(fleet: FakeF
         await until(lambda: handler.sessions)
         fleet.failing_uploads = 100
         courier = Courier()
-        job = Job(pb.Order(id=9, request_id="r"), handler.sessions[0])
+        job = Job(pb.Order(id=9, parts=[pb.Part(request_id="r")]), handler.sessions[0])
         done = pb.OrderDone(order_id=9, outcome=pb.OUTCOME_OK)
         await asyncio.to_thread(courier.image, job, Image.new("RGB", (8, 8)), done)
         # It must not be taken for done by an upload that has not begun.

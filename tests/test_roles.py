@@ -11,7 +11,7 @@ from test_baselines import crowd, problem
 
 from bench.conditions import Conditions, Fault
 from bench.simulator import Arrival, Simulation
-from scheduler.orders import Give, Outcome, Report
+from scheduler.orders import Give, Outcome, Part, Report
 from scheduler.placement import Layout
 from scheduler.policies import resolve
 from scheduler.policies.edf import plan as edf
@@ -48,9 +48,9 @@ def test_no_policy_gives_a_stage_to_who_cannot_run_it(name, seed, gpus):
     for a in resolve(name)(moment, 0.05).assignments:
         assert all(a.stage in roles[slot] for slot in a.slots)
         assert taken.isdisjoint(a.slots)
-        assert a.request_id not in given_to
+        assert a.request_ids[0] not in given_to
         taken.update(a.slots)
-        given_to.add(a.request_id)
+        given_to.add(a.request_ids[0])
 
 
 @given(st.integers(0, 10**6), st.sampled_from([2, 3, 8]))
@@ -111,13 +111,13 @@ def test_a_checkpoint_is_gone_on_from_by_way_of_an_encoder():
     assert rounds.lacking == ()
     effects = rounds.commit(0.0, edf(rounds.problem(0.0), 0.05))
     order = next(effect.order for effect in effects if isinstance(effect, Give))
-    assert (order.stage, order.slots, order.first_step) == (ENCODING, (1,), 4)
-    assert order.from_checkpoint
-    rounds.order_done(0.1, order.id, Report(1, Outcome.OK, steps_done=4, seconds=0.1))
+    assert (order.stage, order.slots) == (ENCODING, (1,))
+    assert order.parts == (Part("r", 4, (), from_checkpoint=True),)
+    rounds.order_done(0.1, order.id, Report(1, Outcome.OK, {"r": 4}, seconds=0.1))
     effects = rounds.commit(0.1, edf(rounds.problem(0.1), 0.05))
     order = next(effect.order for effect in effects if isinstance(effect, Give))
-    assert (order.stage, order.slots, order.first_step, order.holders) == (DENOISING, (0,), 4, (1,))
-    assert not order.from_checkpoint
+    assert (order.stage, order.slots) == (DENOISING, (0,))
+    assert order.parts == (Part("r", 4, (1,)),)
 
 
 @pytest.mark.parametrize("missing", ROLES)
