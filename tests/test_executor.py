@@ -219,6 +219,91 @@ def test_changing_groups_draw_the_same(fleet, reference):
     assert np.abs(pixels(fleet.upload(IMAGE, "moving", STEPS)) - drawn).max() <= 1
 
 
+def test_a_batch_draws_what_its_requests_draw_alone(fleet):
+    """At different steps, of different lengths, with different guidance, on changing groups."""
+    size = {"width": RED_HOUSE.width, "height": RED_HOUSE.height}
+    specs = {
+        "x": types.ImageSpec(prompt="a red house", steps=9, seed=1, **size),
+        "y": types.ImageSpec(prompt="a boat at night", steps=12, seed=2, guidance=1.5, **size),
+        "z": types.ImageSpec(prompt="", steps=7, seed=3, guidance=7.0, **size),
+    }
+    alone = {}
+    for name, image in specs.items():
+        run(fleet, [0], f"alone {name}", DENOISE, image, steps=image.steps)
+        alone[name] = latent(fleet.upload(CHECKPOINT, f"alone {name}", image.steps))
+    at, holders = dict.fromkeys(specs, 0), dict.fromkeys(specs, ())
+    orders = []
+    # All given at once: a batch waits for what its requests do before.
+    for slots, names, steps in (
+        ([0], "x", 2),
+        ([1], "y", 1),
+        ([1, 2], "xy", 3),
+        ([2], "z", 1),
+        ([0, 2, 1], "xyz", 2),
+        ([2, 0], "zy", 4),
+        ([1], "yx", 2),
+    ):
+        parts = [fleet.part(name, specs[name], at[name], holders[name]) for name in names]
+        orders.append((slots, names, steps, fleet.batch(slots, DENOISE, parts, steps=steps)))
+        for name in names:
+            at[name], holders[name] = at[name] + steps, slots
+    assert at == {name: image.steps for name, image in specs.items()}
+    for slots, names, steps, order in orders:
+        done = fleet.done(order, slots)
+        assert outcomes(done) == [OK] * len(slots), done
+        assert all(sorted(state.request_id for state in d.held) == sorted(names) for d in done)
+        assert [(s.step, s.batch) for s in fleet.steps(order, slots[0], steps)] == [
+            (step, len(names)) for step in range(steps)
+        ]
+    for name, image in specs.items():
+        final = latent(fleet.upload(CHECKPOINT, name, image.steps))
+        assert np.abs(final - alone[name]).max() <= 1e-5
+
+
+def test_a_request_can_leave_a_batch(fleet):
+    parts = [fleet.part(name, LONG) for name in ("leaves", "stays")]
+    order = fleet.batch([0, 1], DENOISE, parts, steps=40)
+    fleet.steps(order, 0, at_least=2)
+    fleet.send([0], truncate=pb.Truncate(order_id=order, request_id="leaves"))
+    done = fleet.done(order, [0, 1])
+    assert outcomes(done) == [OK, OK]
+    held = [{state.request_id: state.step for state in d.held} for d in done]
+    assert held[0] == held[1]
+    assert held[0]["stays"] == 40
+    assert 2 <= held[0]["leaves"] < 40
+    batches = [step.batch for step in fleet.steps(order, 0)]
+    assert batches == [2] * held[0]["leaves"] + [1] * (40 - held[0]["leaves"])
+    # Before it has begun, too; without any request it is handed back.
+    first = fleet.order([0, 1], "before", DENOISE, LONG, steps=500)
+    less = fleet.batch([1, 0], DENOISE, [*parts[:1], fleet.part("third", LONG)], steps=2)
+    none = fleet.batch([0, 1], DENOISE, [fleet.part(name, LONG) for name in ("p", "q")], steps=2)
+    fleet.steps(first, 0, at_least=1)
+    fleet.send([1], truncate=pb.Truncate(order_id=less, request_id="leaves"))
+    for name in ("p", "q"):
+        fleet.send([0], truncate=pb.Truncate(order_id=none, request_id=name))
+    fleet.send([0], truncate=pb.Truncate(order_id=first, request_id="before"))
+    done = fleet.done(less, [1, 0])
+    assert outcomes(done) == [OK, OK]
+    assert [step.batch for step in fleet.steps(less, 1)] == [1, 1]
+    assert {s.request_id: s.step for s in done[0].held}["third"] == 2
+    assert outcomes(fleet.done(none, [0, 1])) == [RETURNED, RETURNED]
+    for name in ("leaves", "stays", "third", "before"):
+        fleet.send([0, 1], release=pb.Release(request_id=name))
+
+
+def test_a_batch_fails_as_a_whole_and_its_requests_can_go_on_alone(fleet):
+    good = fleet.part("good", RED_HOUSE)
+    bad = fleet.part("bad", RED_HOUSE, 1, checkpoint=b"not a latent")
+    (done,) = fleet.done(fleet.batch([0], DENOISE, [good, bad], steps=1), [0])
+    assert done.outcome == ERROR
+    other = types.ImageSpec(prompt="?", width=64, height=32, steps=3, seed=0)
+    (done,) = fleet.done(fleet.batch([0], DENOISE, [good, fleet.part("other", other)], steps=1), [0])
+    assert (done.outcome, "one size" in done.error) == (ERROR, True)
+    (done,) = fleet.done(fleet.batch([0], ENCODE, [good, good]), [0])
+    assert (done.outcome, "only denoising" in done.error) == (ERROR, True)
+    assert outcomes(run(fleet, [0], "good", DENOISE, RED_HOUSE, steps=1)) == [OK]
+
+
 def test_goes_on_from_a_checkpoint(fleet, reference):
     run(fleet, [1], "resumed", DENOISE, RED_HOUSE, steps=2)
     checkpoint = fleet.upload(CHECKPOINT, "resumed", 2)
