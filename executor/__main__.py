@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from executor.config import ATTENTIONS, DTYPES, Config, cache_folder, node_name
-from executor.options import RoleList, SizeList
+from executor.options import NumberList, RoleList, SizeList
 from executor.profile_command import profile
 from executor.roles import ROLES
 from tetriserve import logs
@@ -112,6 +112,13 @@ def _given(ctx: click.Context, name: str) -> bool:
     help="Picture sizes whose step times are measured at the first start; others are interpolated.",
 )
 @click.option(
+    "--batches",
+    type=NumberList(),
+    default="1,2,4",
+    show_envvar=True,
+    help="How many pictures are stepped together in these measurements; the scheduler makes no larger batches.",
+)
+@click.option(
     "--cache-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=cache_folder,
@@ -173,6 +180,7 @@ def main(
     node: str,
     threads: int,
     sizes: list[tuple[int, int]],
+    batches: list[int],
     cache_dir: Path,
     grace: float,
     group_timeout: float,
@@ -207,6 +215,7 @@ def main(
             node=node,
             threads=threads,
             sizes=tuple(sizes),
+            batches=tuple(batches),
             cache=cache_dir,
             grace_s=grace,
             group_timeout_s=group_timeout,

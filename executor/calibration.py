@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from executor import profiler
 from executor.groups import Group
 from executor.once import alone
@@ -19,6 +21,9 @@ KINDS: dict[pb.StepTime.Kind, Kind] = {
     pb.StepTime.KIND_ENCODE: "encode",
     pb.StepTime.KIND_DECODE: "decode",
 }
+
+BATCHES = profiler.Effort(budget_s=0.5, warm_up=1)
+"""Spent on batches; there are more of them, and they take longer."""
 
 log = Logger("executor.calibration")
 
@@ -66,20 +71,31 @@ class Calibration:
         self._cache = ProfileCache(folder, key)
         self._lock = folder / f"{key.digest}.lock"
 
-    def prepare(self, alone_group: Group, sizes: Sequence[Size]) -> None:
-        """Have the step times of degree 1 at these sizes: measured by one executor, read by the others.
+    def prepare(self, alone_group: Group, sizes: Sequence[Size], batches: Sequence[int] = (1,)) -> None:
+        """Have the step times of degree 1 at these sizes and batches: measured by one executor, read by the
+        others.
 
-        Several that measured at once would slow each other down.
+        Several that measured at once would slow each other down. Batches that do not fit into the device's
+        memory are left out.
         """
         roles = self._pipeline.roles
         wishes = [Wish("encode", 0, 0, 1, 1)] if ENCODE in roles else []
         kinds: dict[str, Kind] = {DENOISE: "step", DECODE: "decode"}
         wishes += [Wish(kinds[role], *size, 1, 1) for size in sizes for role in kinds if role in roles]
+        if DENOISE in roles:
+            wishes += [Wish("step", *size, 1, batch) for batch in batches for size in sizes if batch > 1]
         with alone(self._lock, "measuring step times"):
             known = {Wish.of(row) for row in self._cache.load()}
             for wish in wishes:
-                if wish not in known:
+                if wish in known:
+                    continue
+                try:
                     self._cache.add([self._measure(alone_group, wish)])
+                except torch.OutOfMemoryError:
+                    if wish.batch == 1:
+                        raise
+                    torch.cuda.empty_cache()
+                    log.warning(f"no memory for {wish.title}")
         if known.issuperset(wishes):
             self._warm_up(alone_group)
 
@@ -111,7 +127,8 @@ class Calibration:
         size = (wish.width, wish.height)
         match wish.kind:
             case "step":
-                (row,) = profiler.measure_steps(self._pipeline, group, [size], [wish.batch])
+                effort = profiler.USUAL if wish.batch == 1 else BATCHES
+                (row,) = profiler.measure_steps(self._pipeline, group, [size], [wish.batch], effort)
             case "encode":
                 row = profiler.measure_encoding(self._pipeline)
             case "decode":

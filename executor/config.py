@@ -33,6 +33,7 @@ class Config:
     node: str
     threads: int
     sizes: tuple[tuple[int, int], ...]
+    batches: tuple[int, ...]
     cache: Path
     grace_s: float
     group_timeout_s: float = 30.0

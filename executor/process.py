@@ -66,7 +66,7 @@ def run(config: Config) -> None:
     sizes = [size for size in config.sizes if _can_draw(pipeline, *size)]
     if not sizes:
         raise ValueError(f"--sizes: the model can draw none of them; its limits are {pipeline.limits}")
-    calibration.prepare(alone, sizes)
+    calibration.prepare(alone, sizes, config.batches)
     asyncio.run(_serve(config, folder, pipeline, calibration, groups))
     # Python would take torch apart for seconds, and a computation that is still on its way would crash.
     logging.shutdown()
