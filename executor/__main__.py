@@ -116,7 +116,7 @@ def _given(ctx: click.Context, name: str) -> bool:
     type=NumberList(),
     default="1,2,4",
     show_envvar=True,
-    help="How many pictures are stepped together in these measurements; the scheduler makes no larger batches.",
+    help="How many pictures are stepped together in these measurements; there are no larger batches.",
 )
 @click.option(
     "--cache-dir",
@@ -166,6 +166,22 @@ def _given(ctx: click.Context, name: str) -> bool:
     help="Decode pictures with a longer side than this in tiles of this side, which takes less memory and "
     "leaves faint differences; 0: never. The same for all executors of a cluster.",
 )
+@click.option(
+    "--lora-dir",
+    type=click.Path(path_type=Path),
+    show_envvar=True,
+    show_default="none",
+    help="Folder of LoRA adapters, NAME.safetensors each, that requests can name. The same for all executors "
+    "of a cluster.",
+)
+@click.option(
+    "--lora-cache",
+    metavar="MIB",
+    type=click.IntRange(min=0),
+    default=1024,
+    show_envvar=True,
+    help="Memory of the device for adapters; the one in use is there in any case.",
+)
 @logs.options
 @click.pass_context
 def main(
@@ -187,6 +203,8 @@ def main(
     roles: frozenset[str],
     text_cache: int,
     vae_tile: int,
+    lora_dir: Path | None,
+    lora_cache: int,
     log_format: str,
     log_level: str,
 ) -> None:
@@ -223,6 +241,8 @@ def main(
             text_cache=text_cache << 20,
             decoding_tile=vae_tile,
             attention=attention,
+            lora_dir=lora_dir,
+            lora_cache=lora_cache << 20,
         )
         _run(config)
     except KeyboardInterrupt:

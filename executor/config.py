@@ -41,6 +41,8 @@ class Config:
     text_cache: int = 256 << 20
     decoding_tile: int = 2048
     attention: str = "sdpa"
+    lora_dir: Path | None = None
+    lora_cache: int = 1 << 30
 
     def __post_init__(self) -> None:
         host_port(self.scheduler, "--scheduler")

@@ -60,6 +60,8 @@ def run(config: Config) -> None:
     dtype = pipelines.DTYPES[config.dtype]
     pipeline = pipelines.load(folder, device, dtype, config.roles, config.attention)
     pipeline.decoding_tile = config.decoding_tile
+    if config.lora_dir is not None:
+        pipeline.load_adapters(config.lora_dir, config.lora_cache)
     groups = Groups(device, config.host, timeout_s=config.group_timeout_s)
     calibration = Calibration(pipeline, config.cache / "profiles")
     alone = groups.get(0, [Member(0, groups.store_address)], "start")

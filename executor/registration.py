@@ -64,7 +64,7 @@ def introduction(
 
 def model_info(pipeline: Pipeline, folder: Path) -> scheduler_pb2.ModelInfo:
     """What the model can do, and which one it is."""
-    limits = pipeline.limits
+    limits, loras = pipeline.limits, pipeline.adapters
     return scheduler_pb2.ModelInfo(
         family=pipeline.family,
         name=folder.resolve().name,
@@ -73,7 +73,10 @@ def model_info(pipeline: Pipeline, folder: Path) -> scheduler_pb2.ModelInfo:
         max_steps=MAX_STEPS,
         default_steps=DEFAULT_STEPS,
         max_prompt_tokens=limits.max_prompt_tokens,
-        fingerprint=fingerprint(pipeline.fingerprint, pipeline.dtype, folder),
+        fingerprint=fingerprint(
+            f"{pipeline.fingerprint} {loras.digest if loras else ''}", pipeline.dtype, folder
+        ),
+        loras=loras.names if loras else (),
         max_pixels=limits.max_tokens * limits.size_multiple**2,
     )
 

@@ -344,7 +344,15 @@ def _image(part: pb.Part) -> ImageSpec:
     spec = part.image
     guidance = spec.guidance if spec.HasField("guidance") else None
     return ImageSpec(
-        spec.prompt, spec.width, spec.height, spec.steps, spec.seed, guidance, spec.negative_prompt
+        spec.prompt,
+        spec.width,
+        spec.height,
+        spec.steps,
+        spec.seed,
+        guidance,
+        spec.negative_prompt,
+        spec.lora,
+        spec.lora_scale if spec.HasField("lora_scale") else 1.0,
     )
 
 

@@ -64,7 +64,8 @@ class Fleet:
         if self.model and registration.model.fingerprint != self.model.fingerprint:
             raise Refused(
                 f"this cluster serves {self.model.name} ({self.model.fingerprint}), not "
-                f"{registration.model.name} ({registration.model.fingerprint}): start all with one model"
+                f"{registration.model.name} ({registration.model.fingerprint}): start all with one model and "
+                "the same --dtype, --lora-dir and --vae-tile"
             )
         messages.roles(registration)
         slot = self._slot_for(registration)

@@ -10,6 +10,7 @@ ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 MAX_PROMPT_CHARACTERS = 10_000
 MAX_DEADLINE_S = 30 * 24 * 3600.0
 MAX_WEIGHT = 1e6
+MAX_LORA_SCALE = 10.0
 
 
 def check_image(image: types_pb2.ImageSpec, model: scheduler_pb2.ModelInfo) -> None:
@@ -33,6 +34,20 @@ def check_image(image: types_pb2.ImageSpec, model: scheduler_pb2.ModelInfo) -> N
             )
     if image.HasField("guidance") and not 0 <= image.guidance <= 100:
         raise ValueError(f"image.guidance: {image.guidance} is not allowed; 0 to 100 is")
+    _check_lora(image, model)
+
+
+def _check_lora(image: types_pb2.ImageSpec, model: scheduler_pb2.ModelInfo) -> None:
+    if image.lora and image.lora not in model.loras:
+        there_are = (
+            f"there are {', '.join(model.loras)}" if model.loras else "the executors have no --lora-dir"
+        )
+        raise ValueError(f"image.lora: {image.lora!r} is not known; {there_are}")
+    if image.HasField("lora_scale") and not -MAX_LORA_SCALE <= image.lora_scale <= MAX_LORA_SCALE:
+        raise ValueError(
+            f"image.lora_scale: {image.lora_scale:g} is not allowed; "
+            f"{-MAX_LORA_SCALE:g} to {MAX_LORA_SCALE:g} is"
+        )
 
 
 def checked(request: types_pb2.Request, model: scheduler_pb2.ModelInfo) -> types_pb2.Request:

@@ -48,8 +48,14 @@ def submission(request: types_pb2.Request) -> Submission:
         steps=request.image.steps,
         deadline_s=request.deadline.ToNanoseconds() / 1e9 if request.HasField("deadline") else None,
         weight=request.weight if request.HasField("weight") else 1.0,
+        lora=_lora(request.image),
         drop_late={types_pb2.ON_LATE_RUN: False, types_pb2.ON_LATE_DROP: True}.get(request.on_late),
     )
+
+
+def _lora(image: types_pb2.ImageSpec) -> str:
+    scale = image.lora_scale if image.HasField("lora_scale") else 1.0
+    return f"{image.lora}:{scale}" if image.lora else ""
 
 
 def status(

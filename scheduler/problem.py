@@ -42,6 +42,7 @@ class Request:
     DECODING on). It can start at `ready_at`, the end of its last order (at most `Problem.now`
     where it waits). `slots` hold its latent, leader first; empty before its first order. `home` is the node
     that it is planned on, where that is settled. `alone`: it must not share a step with others now.
+    `lora` is its adapter and how much of it.
     """
 
     id: str
@@ -57,12 +58,19 @@ class Request:
     drop_late: bool = False
     home: str | None = None
     alone: bool = False
+    lora: str = ""
+
+    @property
+    def batch_key(self) -> tuple[object, ...]:
+        """What is equal for all requests that can share a step."""
+        return self.width, self.height, self.lora
 
     def can_join(self, other: "Request") -> bool:
         """Whether the next steps of the two can run as a batch."""
         return (
             self.stage is other.stage is Stage.DENOISING
-            and (self.width, self.height, self.home) == (other.width, other.height, other.home)
+            and self.batch_key == other.batch_key
+            and self.home == other.home
             and not (self.alone or other.alone)
         )
 

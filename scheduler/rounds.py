@@ -478,6 +478,7 @@ class Rounds:
             arrived_at=tracked.arrived_at,
             deadline=tracked.deadline,
             weight=s.weight,
+            lora=s.lora,
             slots=tracked.holders,
             drop_late=self._drops_late(tracked),
             home=tracked.home,
@@ -791,10 +792,10 @@ class Rounds:
 
 def _is_batch(members: list[Tracked], assignment: Assignment) -> bool:
     """Whether the steps of these can run together."""
-    sizes = {(tracked.submission.width, tracked.submission.height) for tracked in members}
+    keys = {tracked.submission.batch_key for tracked in members}
     return (
         assignment.stage is Stage.DENOISING
-        and len(sizes) == 1
+        and len(keys) == 1
         and len(set(assignment.request_ids)) == len(members)
         and not any(tracked.alone for tracked in members)
     )

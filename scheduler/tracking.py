@@ -22,6 +22,12 @@ class Submission:
     deadline_s: float | None = None
     weight: float = 1.0
     drop_late: bool | None = None
+    lora: str = ""
+
+    @property
+    def batch_key(self) -> tuple[object, ...]:
+        """What is equal for all requests that can share a step."""
+        return self.width, self.height, self.lora
 
 
 @dataclass(slots=True)

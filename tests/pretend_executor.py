@@ -33,6 +33,7 @@ MODEL = scheduler_pb2.ModelInfo(
     default_steps=10,
     max_prompt_tokens=64,
     fingerprint="pretend",
+    loras=["sketch", "water.colour"],
 )
 
 

@@ -106,6 +106,19 @@ def test_what_is_no_batch_is_refused(desk, ids, steps):
     assert desk.core.rejected == 1
 
 
+def test_requests_with_different_loras_are_no_batch(desk):
+    for name, lora in {"x": "sketch:1.0", "y": "sketch:0.5", "z": "sketch:1.0"}.items():
+        desk.core.submit(desk.now, Submission(name, 256, 256, STEPS, lora=lora))
+    desk.encode("xyz", 0, 1, 2)
+    seen = {request.id: request for request in desk.core.problem(desk.now).requests}
+    for pair in ("ax", "xy", "yz"):
+        assert not seen[pair[0]].can_join(seen[pair[1]])
+        assert desk.commit(pair, Stage.DENOISING, 3, steps=1) == []
+    assert desk.core.rejected == 3
+    assert seen["x"].can_join(seen["z"])
+    assert len(desk.give("xz", 3, steps=2).parts) == 2
+
+
 def test_only_steps_run_as_a_batch():
     desk = Desk()
     assert desk.commit("ab", Stage.ENCODING, 0) == []

@@ -86,6 +86,17 @@ def test_a_negative_prompt_goes_with_the_request(fake: FakeScheduler) -> None:
     assert json.loads(run("get", id, "--json").stdout)["negative_prompt"] == "clouds"
 
 
+def test_a_lora_goes_with_the_request(fake: FakeScheduler) -> None:
+    id = run("submit", "a house", "--lora", "sketch:0.8", "--no-wait").stdout.strip()
+    sent = fake.calls("Submit")[-1].request.image
+    assert (sent.lora, sent.lora_scale) == ("sketch", 0.8)
+    assert "sketch x 0.8" in run("get", id).stdout
+    assert json.loads(run("get", id, "--json").stdout)["lora_scale"] == 0.8
+    refused = run("submit", "a house", "--lora", "sketch:much", "--no-wait")
+    assert refused.exit_code == 2
+    assert "lora: 'sketch:much' is not NAME or NAME:SCALE, such as sketch:0.8" in refused.stderr
+
+
 def test_submit_to_standard_output_is_the_png_alone(fake: FakeScheduler) -> None:
     prepare(fake)
     done = subprocess.run([*COMMAND, "submit", "x", "--id", "mine", "-o", "-"], capture_output=True)
@@ -96,6 +107,7 @@ def test_submit_to_standard_output_is_the_png_alone(fake: FakeScheduler) -> None
 def test_json_keys_stay(fake: FakeScheduler) -> None:
     request = {
         "id", "stage", "verdict", "prompt", "negative_prompt", "width", "height", "steps", "seed", "guidance",
+        "lora", "lora_scale",
         "deadline_s", "weight", "on_late", "steps_done", "slots", "degree", "submitted_at", "deadline_at",
         "finished_at", "latency_s", "gpu_seconds", "error", "warnings",
     }  # fmt: skip

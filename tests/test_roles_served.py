@@ -1,5 +1,6 @@
 """Executors with roles as real processes: one encodes and decodes, two denoise."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tetriserve import Client, Unavailable
+from executor.image import ImageSpec
+from tetriserve import Client, InvalidArgument, Unavailable
 from tetriserve.local import LocalCluster
 
 PROMPT = "a red house under a yellow sun"
@@ -25,23 +27,72 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One, random, for the attention of the first block."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("adapters")
+    save_file(
+        {
+            f"transformer.transformer_blocks.0.attn.{layer}.lora_{side}.weight": torch.randn(*shape)
+            for layer in ("to_q", "to_v")
+            for side, shape in (("A", (4, 64)), ("B", (64, 4)))
+        },
+        folder / "sketch.safetensors",
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     folder = tmp_path_factory.mktemp("cluster")
     options = ["--model", str(model), "--sizes", "128x128", "--cache-dir", str(folder / "cache")]
-    options += ["--log-level", "debug"]
+    options += ["--log-level", "debug", "--lora-dir", str(adapters)]
     with LocalCluster(folder, 3, policy="edf", options=options, each=(ENDS, STEPS, STEPS)) as cluster:
         cluster.wait_ready(timeout=150)
         yield cluster
+
+
+def draw_alone(model: Path, image: ImageSpec, adapters: Path | None = None) -> np.ndarray:
+    """The picture that this process makes of it."""
+    from executor.groups import Groups, Member
+    from executor.pipelines import load
+
+    pipeline, groups = load(model), Groups()
+    if adapters:
+        pipeline.load_adapters(adapters, 1 << 30)
+    state = pipeline.start(image, pipeline.encode(image))
+    alone = groups.get(1, [Member(0, groups.store_address)], "alone")
+    while not state.done:
+        (state,) = pipeline.step([state], alone)
+    groups.close()
+    return np.asarray(pipeline.decode(state)).astype(int)
+
+
+@pytest.mark.timeout(300)
+def test_a_lora_is_drawn_with_by_name(cluster: LocalCluster, model: Path, adapters: Path) -> None:
+    image = ImageSpec(PROMPT, 128, 96, 3, 9)
+    with_it = dataclasses.replace(image, lora="sketch", lora_scale=0.5)
+    with Client(cluster.target) as client:
+        assert client.cluster().model.loras == ("sketch",)
+        with pytest.raises(InvalidArgument, match="lora: 'oil' is not known; there are sketch"):
+            client.submit(PROMPT, "128x96", lora="oil")
+        ids = [
+            client.submit(PROMPT, "128x96", steps=3, seed=9, lora=lora).id
+            for lora in ("sketch:0.5", None, "sketch:0.5")
+        ]
+        drawn = [np.asarray(client.result(id, timeout=60)).astype(int) for id in ids]
+    bare, styled = draw_alone(model, image), draw_alone(model, with_it, adapters)
+    assert np.abs(bare - styled).max() > 5
+    for picture, expected in zip(drawn, (styled, bare, styled), strict=True):
+        assert np.abs(picture - expected).max() <= 1
 
 
 @pytest.mark.timeout(300)
 def test_each_stage_runs_where_its_role_is_and_the_picture_is_that_of_one_executor(
     cluster: LocalCluster, model: Path
 ) -> None:
-    from executor.groups import Groups, Member
-    from executor.image import ImageSpec
-    from executor.pipelines import load
-
     with Client(cluster.target) as client:
         roles = {e.slot: {role.value for role in e.roles} for e in client.cluster().executors}
         assert sorted(map(sorted, roles.values())) == [["decoding", "encoding"], ["denoising"], ["denoising"]]
@@ -53,24 +104,15 @@ def test_each_stage_runs_where_its_role_is_and_the_picture_is_that_of_one_execut
             drawn[policy] = np.asarray(client.result(request.id, timeout=60)).astype(int)
             for span in client.get(request.id).spans:
                 assert all(span.stage.value in roles[slot] for slot in span.slots)
-    pipeline, groups = load(model), Groups()
-    image = ImageSpec(PROMPT, 144, 112, 4, 5)
-    state, alone = (
-        pipeline.start(image, pipeline.encode(image)),
-        groups.get(1, [Member(0, groups.store_address)], "a"),
-    )
-    while not state.done:
-        (state,) = pipeline.step([state], alone)
-    groups.close()
-    expected = np.asarray(pipeline.decode(state)).astype(int)
+    expected = draw_alone(model, ImageSpec(PROMPT, 144, 112, 4, 5))
     for picture in drawn.values():
         assert np.abs(picture - expected).max() <= 1
 
-    # Four requests with one prompt: the text encoders ran once.
+    # All requests have one prompt: the text encoders ran once.
     (ends,) = [c for c in cluster.children if "texts_encoded" in c.log.read_text()]
     last = [line for line in ends.log.read_text().splitlines() if "texts_encoded" in line][-1]
     assert "texts_encoded=1" in last
-    assert "texts_known=3" in last
+    assert "texts_known=6" in last
 
 
 @pytest.mark.timeout(120)

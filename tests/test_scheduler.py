@@ -141,12 +141,21 @@ def test_the_same_request_again_gets_the_same_answer_and_another_one_is_refused(
         ({"guidance": 1000.0}, "guidance"),
         ({"prompt": "x" * 20_000}, "prompt.*10000"),
         ({"negative_prompt": "x" * 20_000}, "negative_prompt.*10000"),
+        ({"lora": "oil"}, "lora: 'oil' is not known; there are sketch, water.colour"),
+        ({"lora": "sketch:11"}, "lora_scale: 11 is not allowed; -10 to 10 is"),
     ],
 )
 def test_bad_input_names_the_field_and_what_is_allowed(shared, wrong, words):
     good = {"prompt": "a house", "size": (256, 256), "steps": 2}
     with pytest.raises(errors.InvalidArgument, match=words):
         shared.submit(**(good | wrong))
+
+
+def test_a_request_names_an_adapter_that_the_executors_have(shared):
+    assert shared.cluster().model.loras == ("sketch", "water.colour")
+    id = shared.submit("a house", "256x256", steps=2, lora="sketch:0.5").id
+    image = shared.wait(id).request.image
+    assert (image.lora, image.lora_scale) == ("sketch", 0.5)
 
 
 def test_unknown_ids_are_not_found(shared):

@@ -20,6 +20,8 @@ def status_json(status: RequestStatus, *, spans: bool = False) -> Json:
         "verdict": status.verdict.value,
         "prompt": image.prompt,
         "negative_prompt": image.negative_prompt,
+        "lora": image.lora or None,
+        "lora_scale": image.lora_scale if image.lora else None,
         "width": image.width,
         "height": image.height,
         "steps": image.steps,
@@ -81,6 +83,7 @@ def cluster_json(cluster: Cluster) -> Json:
             "default_steps": model.default_steps,
             "max_prompt_tokens": model.max_prompt_tokens,
             "fingerprint": model.fingerprint,
+            "loras": list(model.loras),
         },
         "warnings": list(cluster.warnings),
         "executors": [

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 
 from tetriserve import convert
 from tetriserve.errors import DeadlineExceeded, InvalidArgument, RequestEnded, RpcError, Unavailable
-from tetriserve.quantities import Duration, Size, parse_duration, parse_size
+from tetriserve.quantities import Duration, Size, parse_duration, parse_lora, parse_size
 from tetriserve.types import Cluster, Event, ImageSpec, OnLate, Quote, Request, RequestStatus, Stage
 from tetriserve.v1 import scheduler_pb2
 
@@ -50,8 +50,10 @@ def submit(
     id: str | None,
     guidance: float | None,
     negative_prompt: str,
+    lora: str | None,
 ) -> Call[RequestStatus]:
-    image = _image(prompt, size, steps, _seed(id) if seed is None else seed, guidance, negative_prompt)
+    seed = _seed(id) if seed is None else seed
+    image = _image(prompt, size, steps, seed, guidance, negative_prompt, lora)
     request = Request(
         id=id or secrets.token_hex(6),
         image=image,
@@ -215,12 +217,13 @@ def _image(
     seed: int = 0,
     guidance: float | None = None,
     negative_prompt: str = "",
+    lora: str | None = None,
 ) -> ImageSpec:
     width, height = parse_size(size)
     # The contract's 0 is "as many as the model does by default"; asked for, it is a mistake.
     if steps is not None and steps < 1:
         raise InvalidArgument(f"steps: {steps} is not 1 or more")
-    return ImageSpec(prompt, width, height, steps or 0, seed, guidance, negative_prompt)
+    return ImageSpec(prompt, width, height, steps or 0, seed, guidance, negative_prompt, *parse_lora(lora))
 
 
 def _join(answers: Sequence[scheduler_pb2.GetImageResponse]) -> bytes:

@@ -118,6 +118,9 @@ def main() -> None:
 @image_steps
 @click.option("--seed", type=int, help="Same seed, same picture. [default: random, or from --id]")
 @click.option("--guidance", type=float, help="How closely to follow the prompt. [default: the model's]")
+@click.option(
+    "--lora", metavar="NAME[:SCALE]", help="A LoRA adapter that the executors have. [default: none]"
+)
 @click.option("--negative-prompt", default="", help="What not to draw; a model that takes none warns.")
 @click.option("--deadline", help="From now to the finished image, e.g. 8s or 1.5m. [default: best effort]")
 @click.option("--weight", type=float, default=1.0, show_default=True, help="Worth of meeting the deadline.")

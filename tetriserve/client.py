@@ -59,6 +59,7 @@ class Client:
         id: str | None = None,
         guidance: float | None = None,
         negative_prompt: str = "",
+        lora: str | None = None,
     ) -> RequestStatus:
         """Ask for an image; returns when the request is in the scheduler's journal.
 
@@ -66,10 +67,12 @@ class Client:
         best effort. What is None else is left to the model, but for `seed` and `id`, which are
         chosen at random. An id of your own makes it harmless to submit the same request again; the
         seed then follows from the id. `negative_prompt` is what not to draw; a model that takes none
-        warns.
+        warns. `lora` names an adapter that the executors have, "sketch", or "sketch:0.8" to add less of it.
         """
         return self._run(
-            calls.submit(prompt, size, steps, seed, deadline, weight, on_late, id, guidance, negative_prompt)
+            calls.submit(
+                prompt, size, steps, seed, deadline, weight, on_late, id, guidance, negative_prompt, lora
+            )
         )
 
     def quote(self, size: Size = "512x512", *, steps: int | None = None, prompt: str = "") -> Quote:
@@ -192,10 +195,13 @@ class AsyncClient:
         id: str | None = None,
         guidance: float | None = None,
         negative_prompt: str = "",
+        lora: str | None = None,
     ) -> RequestStatus:
         """As Client.submit."""
         return await self._run(
-            calls.submit(prompt, size, steps, seed, deadline, weight, on_late, id, guidance, negative_prompt)
+            calls.submit(
+                prompt, size, steps, seed, deadline, weight, on_late, id, guidance, negative_prompt, lora
+            )
         )
 
     async def quote(self, size: Size = "512x512", *, steps: int | None = None, prompt: str = "") -> Quote:

@@ -53,13 +53,16 @@ def image_to_proto(image: ImageSpec) -> types_pb2.ImageSpec:
     ):
         if not 0 <= value < limit:
             raise InvalidArgument(f"{name}: {value} is not between 0 and {limit - 1}")
-    for name, text in (("prompt", image.prompt), ("negative_prompt", image.negative_prompt)):
+    texts = (("prompt", image.prompt), ("negative_prompt", image.negative_prompt), ("lora", image.lora))
+    for name, text in texts:
         try:
             text.encode()
         except UnicodeEncodeError:
             raise InvalidArgument(f"{name}: {text!r:.80} is not valid Unicode") from None
     if image.guidance is not None and not math.isfinite(image.guidance):
         raise InvalidArgument(f"guidance: {image.guidance} is not a number")
+    if not math.isfinite(image.lora_scale):
+        raise InvalidArgument(f"lora: its scale {image.lora_scale} is not a number")
     return types_pb2.ImageSpec(
         prompt=image.prompt,
         width=image.width,
@@ -68,6 +71,8 @@ def image_to_proto(image: ImageSpec) -> types_pb2.ImageSpec:
         seed=image.seed,
         guidance=image.guidance,
         negative_prompt=image.negative_prompt,
+        lora=image.lora,
+        lora_scale=image.lora_scale if image.lora else None,
     )
 
 
@@ -148,6 +153,8 @@ def _request(message: types_pb2.Request) -> Request:
             seed=image.seed,
             guidance=image.guidance if image.HasField("guidance") else None,
             negative_prompt=image.negative_prompt,
+            lora=image.lora,
+            lora_scale=image.lora_scale if image.HasField("lora_scale") else 1.0,
         ),
         deadline=_seconds(message.deadline) if message.HasField("deadline") else None,
         weight=message.weight if message.HasField("weight") else 1.0,
@@ -193,6 +200,7 @@ def _model(message: scheduler_pb2.ModelInfo) -> Model:
         default_steps=message.default_steps,
         max_prompt_tokens=message.max_prompt_tokens,
         fingerprint=message.fingerprint,
+        loras=tuple(message.loras),
     )
 
 

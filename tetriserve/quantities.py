@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them: "512x512", "8s"."""
+"""Sizes, durations and adapters as people write them: "512x512", "8s", "sketch:0.8"."""
 
 import math
 import re
@@ -42,6 +42,18 @@ def parse_duration(duration: Duration, field: str = "deadline") -> float:
     if not 0 < seconds < math.inf:
         raise InvalidArgument(f"{field}: {duration!r} is not more than 0 seconds")
     return seconds
+
+
+def parse_lora(lora: str | None) -> tuple[str, float]:
+    """Name and scale of "sketch" or "sketch:0.8"; None is no adapter. Raises InvalidArgument."""
+    name, colon, scale = (lora or "").partition(":")
+    try:
+        value = float(scale) if colon else 1.0
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or (colon and not name):
+        raise InvalidArgument(f"lora: {lora!r} is not NAME or NAME:SCALE, such as sketch:0.8")
+    return name, value
 
 
 def show_duration(seconds: float) -> str:

@@ -84,6 +84,8 @@ def request_details(status: RequestStatus) -> RenderableType:
     left = (status.deadline_at - now).total_seconds() if status.deadline_at else None
     table.add_row("id", status.id)
     table.add_row("prompt", printable(image.prompt))
+    if image.lora:
+        table.add_row("LoRA", f"{printable(image.lora)} x {image.lora_scale:g}")
     if image.negative_prompt:
         table.add_row("negative prompt", printable(image.negative_prompt))
     table.add_row("size", f"{image.width}x{image.height}")
@@ -123,6 +125,7 @@ def cluster_view(cluster: Cluster, target: str) -> RenderableType:
         facts.append(
             f"model {model.name} ({model.family}): sides in multiples of {model.size_multiple} up to"
             f" {model.max_side} pixels, up to {model.max_steps} steps, {model.default_steps} by default"
+            + (f"; LoRA: {', '.join(map(printable, model.loras))}" if model.loras else "")
         )
     facts += [f"warning: {printable(warning)}" for warning in cluster.warnings]
     columns = ["slot", "device", "node", "address", "runs", "stage", "degree", "orders", "busy"]

@@ -61,6 +61,10 @@ class ImageSpec:
     guidance: float | None = None
     """None: the model's default."""
     negative_prompt: str = ""
+    lora: str = ""
+    """Name of a LoRA adapter; empty: none."""
+    lora_scale: float = 1.0
+    """How much of it is added."""
     """What not to draw."""
 
 
@@ -222,6 +226,8 @@ class Model:
     """Tokens of the prompt that the text encoder reads; the rest is cut."""
     fingerprint: str
     """Hash of the configuration."""
+    loras: tuple[str, ...] = ()
+    """LoRA adapters that requests can name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from executor.adapters import Adapters
 from executor.groups import Group
 from executor.image import ImageSpec
 from executor.latents import Condition, State
@@ -59,6 +60,7 @@ class Pipeline(ABC):
         device: where it runs.
         dtype: of weights and latents.
         decoding_tile: in pixels; pictures with a longer side are decoded in tiles of it. 0: none are.
+        adapters: LoRA adapters that requests can name; None: there are none.
     """
 
     family: str
@@ -68,6 +70,7 @@ class Pipeline(ABC):
     device: torch.device
     dtype: torch.dtype
     decoding_tile: int = 0
+    adapters: Adapters | None = None
 
     @property
     @abstractmethod
@@ -116,6 +119,10 @@ class Pipeline(ABC):
             raise ValueError(f"seed must be from 0 to {MAX_SEED}, not {image.seed}")
         if image.guidance is not None and not 0 <= image.guidance <= 100:
             raise ValueError(f"guidance must be from 0 to 100, not {image.guidance}")
+        if self.adapters is not None:
+            self.adapters.check(image.lora)
+        elif image.lora:
+            raise ValueError(f"lora: {image.lora!r} is not known; this executor has no --lora-dir")
         warnings = self.check_prompt(image.prompt, "prompt")
         if image.guidance is not None and limits.default_guidance is None:
             warnings.append("guidance is ignored: this model has it built in")
@@ -183,6 +190,14 @@ class Pipeline(ABC):
         the same on every device."""
 
     @abstractmethod
+    def load_adapters(self, folder: Path, limit: int) -> None:
+        """Have requests choose from the LoRA adapters in a folder; up to `limit` bytes stay in memory.
+
+        Raises:
+            AdapterError: one of them cannot be used, or the family has none.
+        """
+
+    @abstractmethod
     def step(self, states: Sequence[State], group: Group) -> list[State]:
         """One denoising step of each state, all in one batch, shared by the members of the group.
 
@@ -202,9 +217,9 @@ class Pipeline(ABC):
 
 def check_batch(states: Sequence[State]) -> None:
     """Whether these can be stepped together, and be stepped at all. ValueError where not."""
-    sizes = sorted({f"{s.image.width}x{s.image.height}" for s in states})
-    if len(sizes) != 1:
-        raise ValueError(f"a batch has one size, not {', '.join(sizes) or 'none'}")
+    kinds = sorted({f"{s.image.width}x{s.image.height} {s.image.lora}".strip() for s in states})
+    if len({state.image.batch_key for state in states}) != 1:
+        raise ValueError(f"a batch has one size and one LoRA, not {', '.join(kinds) or 'none'}")
     for state in states:
         if state.done:
             raise ValueError(f"all {state.image.steps} steps are done")

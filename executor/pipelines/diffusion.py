@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
 from executor import attention
+from executor.adapters import Adapters
 from executor.groups import Group
 from executor.image import ImageSpec
 from executor.latents import Condition, State
@@ -98,6 +100,9 @@ class DiffusionPipeline(Pipeline):
     def noise(self, image: ImageSpec) -> torch.Tensor:
         """The latent before the first step, of `latent_shape`."""
 
+    def load_adapters(self, folder: Path, limit: int) -> None:
+        self.adapters = Adapters(self._parts, folder, self.device, self.dtype, limit)
+
     @torch.inference_mode()
     def step(self, states: Sequence[State], group: Group) -> list[State]:
         check_batch(states)
@@ -110,6 +115,8 @@ class DiffusionPipeline(Pipeline):
         )
         with group.running():
             attention.use_group(group, shard, self.heads)
+            if self.adapters is not None:
+                self.adapters.use(image.lora, image.lora_scale)
             mine = self.predict(guidance.passes(states), shard)
             outputs = shard.gather_image(mine, group.pg if group.degree > 1 else None)
             scales = [self.guidance(state.image) or 0.0 for state in states]

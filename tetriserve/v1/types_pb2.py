@@ -26,25 +26,25 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tetriserve/v1/types.proto\x12\rtetriserve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\x01\n\tImageSpec\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x15\n\x08guidance\x18\x06 \x01(\x02H\x00\x88\x01\x01\x12\x17\n\x0fnegative_prompt\x18\x07 \x01(\tB\x0b\n\t_guidance\"\xb3\x01\n\x07Request\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\x05image\x18\x02 \x01(\x0b\x32\x18.tetriserve.v1.ImageSpec\x12+\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x06weight\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12&\n\x07on_late\x18\x05 \x01(\x0e\x32\x15.tetriserve.v1.OnLateB\t\n\x07_weight\"\xc0\x01\n\x04Span\x12#\n\x05stage\x18\x01 \x01(\x0e\x32\x14.tetriserve.v1.Stage\x12\r\n\x05slots\x18\x02 \x03(\r\x12\x12\n\nfirst_step\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\r\x12)\n\x05\x62\x65gin\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x03\x65nd\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x62\x61tch\x18\x07 \x01(\r\"\x97\x03\n\rRequestStatus\x12\'\n\x07request\x18\x01 \x01(\x0b\x32\x16.tetriserve.v1.Request\x12#\n\x05stage\x18\x02 \x01(\x0e\x32\x14.tetriserve.v1.Stage\x12\x12\n\nsteps_done\x18\x03 \x01(\r\x12\r\n\x05slots\x18\x04 \x03(\r\x12\x30\n\x0csubmitted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65\x61\x64line_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x07verdict\x18\x08 \x01(\x0e\x32\x16.tetriserve.v1.Verdict\x12\r\n\x05\x65rror\x18\t \x01(\t\x12\x10\n\x08warnings\x18\n \x03(\t\x12\x13\n\x0bgpu_seconds\x18\x0b \x01(\x01\x12\"\n\x05spans\x18\x0c \x03(\x0b\x32\x13.tetriserve.v1.Span*\xb7\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_QUEUED\x10\x01\x12\x12\n\x0eSTAGE_ENCODING\x10\x02\x12\x13\n\x0fSTAGE_DENOISING\x10\x03\x12\x12\n\x0eSTAGE_DECODING\x10\x04\x12\x0e\n\nSTAGE_DONE\x10\x05\x12\x10\n\x0cSTAGE_FAILED\x10\x06\x12\x13\n\x0fSTAGE_CANCELLED\x10\x07\x12\x11\n\rSTAGE_DROPPED\x10\x08*D\n\x06OnLate\x12\x17\n\x13ON_LATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bON_LATE_RUN\x10\x01\x12\x10\n\x0cON_LATE_DROP\x10\x02*I\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_ON_TIME\x10\x01\x12\x10\n\x0cVERDICT_LATE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tetriserve/v1/types.proto\x12\rtetriserve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xca\x01\n\tImageSpec\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x15\n\x08guidance\x18\x06 \x01(\x02H\x00\x88\x01\x01\x12\x17\n\x0fnegative_prompt\x18\x07 \x01(\t\x12\x0c\n\x04lora\x18\x08 \x01(\t\x12\x17\n\nlora_scale\x18\t \x01(\x01H\x01\x88\x01\x01\x42\x0b\n\t_guidanceB\r\n\x0b_lora_scale\"\xb3\x01\n\x07Request\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\x05image\x18\x02 \x01(\x0b\x32\x18.tetriserve.v1.ImageSpec\x12+\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x06weight\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12&\n\x07on_late\x18\x05 \x01(\x0e\x32\x15.tetriserve.v1.OnLateB\t\n\x07_weight\"\xc0\x01\n\x04Span\x12#\n\x05stage\x18\x01 \x01(\x0e\x32\x14.tetriserve.v1.Stage\x12\r\n\x05slots\x18\x02 \x03(\r\x12\x12\n\nfirst_step\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\r\x12)\n\x05\x62\x65gin\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x03\x65nd\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x62\x61tch\x18\x07 \x01(\r\"\x97\x03\n\rRequestStatus\x12\'\n\x07request\x18\x01 \x01(\x0b\x32\x16.tetriserve.v1.Request\x12#\n\x05stage\x18\x02 \x01(\x0e\x32\x14.tetriserve.v1.Stage\x12\x12\n\nsteps_done\x18\x03 \x01(\r\x12\r\n\x05slots\x18\x04 \x03(\r\x12\x30\n\x0csubmitted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65\x61\x64line_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x07verdict\x18\x08 \x01(\x0e\x32\x16.tetriserve.v1.Verdict\x12\r\n\x05\x65rror\x18\t \x01(\t\x12\x10\n\x08warnings\x18\n \x03(\t\x12\x13\n\x0bgpu_seconds\x18\x0b \x01(\x01\x12\"\n\x05spans\x18\x0c \x03(\x0b\x32\x13.tetriserve.v1.Span*\xb7\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_QUEUED\x10\x01\x12\x12\n\x0eSTAGE_ENCODING\x10\x02\x12\x13\n\x0fSTAGE_DENOISING\x10\x03\x12\x12\n\x0eSTAGE_DECODING\x10\x04\x12\x0e\n\nSTAGE_DONE\x10\x05\x12\x10\n\x0cSTAGE_FAILED\x10\x06\x12\x13\n\x0fSTAGE_CANCELLED\x10\x07\x12\x11\n\rSTAGE_DROPPED\x10\x08*D\n\x06OnLate\x12\x17\n\x13ON_LATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bON_LATE_RUN\x10\x01\x12\x10\n\x0cON_LATE_DROP\x10\x02*I\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_ON_TIME\x10\x01\x12\x10\n\x0cVERDICT_LATE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tetriserve.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STAGE']._serialized_start=1048
-  _globals['_STAGE']._serialized_end=1231
-  _globals['_ONLATE']._serialized_start=1233
-  _globals['_ONLATE']._serialized_end=1301
-  _globals['_VERDICT']._serialized_start=1303
-  _globals['_VERDICT']._serialized_end=1376
+  _globals['_STAGE']._serialized_start=1102
+  _globals['_STAGE']._serialized_end=1285
+  _globals['_ONLATE']._serialized_start=1287
+  _globals['_ONLATE']._serialized_end=1355
+  _globals['_VERDICT']._serialized_start=1357
+  _globals['_VERDICT']._serialized_end=1430
   _globals['_IMAGESPEC']._serialized_start=110
-  _globals['_IMAGESPEC']._serialized_end=258
-  _globals['_REQUEST']._serialized_start=261
-  _globals['_REQUEST']._serialized_end=440
-  _globals['_SPAN']._serialized_start=443
-  _globals['_SPAN']._serialized_end=635
-  _globals['_REQUESTSTATUS']._serialized_start=638
-  _globals['_REQUESTSTATUS']._serialized_end=1045
+  _globals['_IMAGESPEC']._serialized_end=312
+  _globals['_REQUEST']._serialized_start=315
+  _globals['_REQUEST']._serialized_end=494
+  _globals['_SPAN']._serialized_start=497
+  _globals['_SPAN']._serialized_end=689
+  _globals['_REQUESTSTATUS']._serialized_start=692
+  _globals['_REQUESTSTATUS']._serialized_end=1099
 # @@protoc_insertion_point(module_scope)

@@ -51,7 +51,7 @@ VERDICT_ON_TIME: Verdict
 VERDICT_LATE: Verdict
 
 class ImageSpec(_message.Message):
-    __slots__ = ("prompt", "width", "height", "steps", "seed", "guidance", "negative_prompt")
+    __slots__ = ("prompt", "width", "height", "steps", "seed", "guidance", "negative_prompt", "lora", "lora_scale")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,8 @@ class ImageSpec(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    LORA_FIELD_NUMBER: _ClassVar[int]
+    LORA_SCALE_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     width: int
     height: int
@@ -66,7 +68,9 @@ class ImageSpec(_message.Message):
     seed: int
     guidance: float
     negative_prompt: str
-    def __init__(self, prompt: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., seed: _Optional[int] = ..., guidance: _Optional[float] = ..., negative_prompt: _Optional[str] = ...) -> None: ...
+    lora: str
+    lora_scale: float
+    def __init__(self, prompt: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., seed: _Optional[int] = ..., guidance: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., lora: _Optional[str] = ..., lora_scale: _Optional[float] = ...) -> None: ...
 
 class Request(_message.Message):
     __slots__ = ("id", "image", "deadline", "weight", "on_late")
