@@ -113,6 +113,7 @@ def test_the_demo_serves_its_batch_and_leaves_nothing_running(tmp_path: Path) ->
     arrivals = [image["submitted_at"] for image in results["images"]]
     assert arrivals == sorted(set(arrivals))
     assert Image.open(run.out / "timeline.png").width > 1000
+    assert Image.open(run.out / "sheet.jpg").height > 500
     assert {path.name for path in (run.out / "logs").iterdir()} >= {"scheduler.log", "executor-0.log"}
 
 

@@ -28,6 +28,7 @@ from tetriserve.client import AsyncClient, Client
 from tetriserve.errors import RequestEnded, TetriServeError
 from tetriserve.local import ChildDied, LocalCluster, NotReady
 from tetriserve.quantities import show_duration
+from tetriserve.sheet import draw_sheet
 from tetriserve.timeline import courses, draw
 from tetriserve.types import Stage, Verdict
 
@@ -135,7 +136,7 @@ def final_table(wishes: Sequence[Wish]) -> Table:
 def report(
     wishes: Sequence[Wish], cluster: LocalCluster, folder: Path, batch_seconds: float, console: Console
 ) -> None:
-    """Print the table and the sums; write results.json and timeline.png."""
+    """Print the table and the sums; write results.json, timeline.png and a sheet of the pictures."""
     statuses = [wish.status for wish in wishes if wish.status]
     on_time = sum(status.verdict is Verdict.ON_TIME for status in statuses)
     gpu_seconds = sum(status.gpu_seconds for status in statuses)
@@ -163,7 +164,12 @@ def report(
     draw(courses(statuses), folder / "timeline.png", gpus=cluster.executors, title=summary)
     console.print(final_table(wishes))
     console.print(f"\n{summary}")
-    console.print(f"Pictures, timeline.png, results.json and logs/ are in {folder}/")
+    made = [wish for wish in wishes if wish.status and wish.status.stage is Stage.DONE]
+    if made:
+        draw_sheet([(folder / wish.file, wish.prompt) for wish in made], folder / "sheet.jpg")
+    console.print(
+        f"Pictures, sheet.jpg with all of them, timeline.png, results.json and logs/ are in {folder}/"
+    )
 
 
 def run(cluster: LocalCluster, count: int, seed: int, folder: Path, console: Console) -> bool:
@@ -226,8 +232,8 @@ def main(
 ) -> None:
     """Serve a batch of images on this machine and show how it goes.
 
-    Pictures, timeline.png, results.json and the logs go to --out. Exit status: 0 when every image was
-    made, late or not.
+    Pictures, a sheet of them, timeline.png, results.json and the logs go to --out. Exit status: 0 when
+    every image was made, late or not.
     """
     console = show.console()
     for number in (signal.SIGTERM, signal.SIGHUP):
