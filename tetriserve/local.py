@@ -76,6 +76,8 @@ class LocalCluster:
     device: str = "cpu"
     options: Sequence[str] = ()
     executor: Sequence[str] = ("-m", "executor")
+    scheduler: Sequence[str] = ("-m", "scheduler")
+    scheduler_options: Sequence[str] = ()
     each: Sequence[Sequence[str]] = ()
     target: str = field(init=False, default="")
     children: list[Child] = field(init=False, default_factory=list)
@@ -100,7 +102,8 @@ class LocalCluster:
         shutil.rmtree(data, ignore_errors=True)
         logs.mkdir(parents=True, exist_ok=True)
         words = ["--listen", self.target, "--policy", self.policy, "--data-dir", str(data)]
-        self._spawn("scheduler", ["-m", "scheduler", *words, "--expect", str(self.executors)])
+        words += ["--expect", str(self.executors), *self.scheduler_options]
+        self._spawn("scheduler", [*self.scheduler, *words])
         for i in range(self.executors):
             device = self.device if self.device == "cpu" else f"{self.device}:{i}"
             own = self.each[i] if i < len(self.each) else ()

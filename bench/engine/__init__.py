@@ -1,0 +1,1 @@
+"""What the execution engine costs: in the service, between orders, by groups, sizes and models."""
