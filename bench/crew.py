@@ -19,7 +19,7 @@ from typing import Any
 
 from executor.groups import Group, GroupAborted, Groups, Member
 from executor.latents import Store
-from executor.pipelines import Pipeline, load
+from executor.pipelines import DTYPES, Pipeline, load
 
 COLLECTIVE_TIMEOUT_S = 60.0
 JOB_TIMEOUT_S = 100.0
@@ -33,17 +33,17 @@ class Worker:
         self.store = Store()
         self.members: list[Member] = []
         self.slot = -1
-        self._pipelines: dict[str, Pipeline] = {}
+        self._pipelines: dict[tuple[str, str], Pipeline] = {}
 
     def group(self, epoch: int, slots: list[int], meeting: str, **options: Any) -> Group:
         """The group of the crew's members in these slots."""
         return self.groups.get(epoch, [self.members[slot] for slot in slots], meeting, **options)
 
-    def pipeline(self, folder: str) -> Pipeline:
-        """A model, loaded once."""
-        if folder not in self._pipelines:
-            self._pipelines[folder] = load(folder)
-        return self._pipelines[folder]
+    def pipeline(self, folder: str, dtype: str = "float32") -> Pipeline:
+        """A model, loaded once in each dtype."""
+        if (folder, dtype) not in self._pipelines:
+            self._pipelines[folder, dtype] = load(folder, dtype=DTYPES[dtype])
+        return self._pipelines[folder, dtype]
 
 
 class Failed(Exception):

@@ -4,6 +4,8 @@ Text tokens come first, image tokens after them, and each member takes one conti
 whole: so most members hold tokens of one kind, and need the weights of one kind in a model that has
 different weights for text and image. Chunks are equally long, as the collectives want it; what is
 missing at the very end is padded, and the padding is fewer tokens than there are members.
+
+Parts are contiguous in memory: where they are not, layers round otherwise.
 """
 
 from __future__ import annotations
@@ -55,14 +57,14 @@ class Shard:
     def take_text(self, tokens: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """This member's part of a tensor that has the text tokens along `dim`."""
         part = self.text_slice
-        return tokens.narrow(dim, part.start, part.stop - part.start)
+        return tokens.narrow(dim, part.start, part.stop - part.start).contiguous()
 
     def take_image(self, tokens: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """This member's part of a tensor that has the image tokens along `dim`, with zeros for padding."""
         part = self.image_slice
         mine = tokens.narrow(dim, part.start, part.stop - part.start)
         if not self.padding:
-            return mine
+            return mine.contiguous()
         return F.pad(mine, [0, 0] * (tokens.ndim - 1 - dim) + [0, self.padding])
 
     def gather_image(self, mine: torch.Tensor, pg: dist.ProcessGroup | None) -> torch.Tensor:

@@ -51,12 +51,14 @@ def load_models(folder: Path, dtype: torch.dtype, roles: frozenset[str]) -> dict
         if not (folder / name / "config.json").exists():
             continue
         model_class = getattr(importlib.import_module(library), class_name)
+        # Rounded in the VAE, what two latents differ by in the last digit would be seen in the picture.
+        precision = torch.float32 if _role(name) == DECODE else dtype
         if _role(name) not in roles:
-            models[name] = _shape(folder / name, model_class, dtype)
+            models[name] = _shape(folder / name, model_class, precision)
             continue
         model, report = model_class.from_pretrained(
             folder / name,
-            dtype=dtype,
+            dtype=precision,
             local_files_only=True,
             # Not ignored, but reported by name.
             ignore_mismatched_sizes=True,

@@ -94,7 +94,9 @@ class DiffusionPipeline(Pipeline):
 
     @torch.inference_mode()
     def start(self, image: ImageSpec, condition: Condition) -> State:
-        return State(image, condition, self.noise(image), step=0)
+        # Latents stay in float32 whatever the model computes in: rounded at each step, they would differ
+        # visibly where attention has added up in another order.
+        return State(image, condition, self.noise(image).float(), step=0)
 
     @abstractmethod
     def noise(self, image: ImageSpec) -> torch.Tensor:
@@ -120,7 +122,7 @@ class DiffusionPipeline(Pipeline):
             mine = self.predict(guidance.passes(states), shard)
             outputs = shard.gather_image(mine, group.pg if group.degree > 1 else None)
             scales = [self.guidance(state.image) or 0.0 for state in states]
-            outputs = guidance.combine(states, outputs, scales)
+            outputs = guidance.combine(states, outputs.float(), scales)
             return [
                 state.after(self.advance(state, output))
                 for state, output in zip(states, outputs, strict=True)
@@ -134,6 +136,10 @@ class DiffusionPipeline(Pipeline):
     def predict(self, passes: Sequence[Pass], shard: Shard) -> torch.Tensor:
         """The transformer's output for this member's image tokens and padding: [passes, tokens, channels]."""
 
+    def latents(self, passes: Sequence[Pass]) -> torch.Tensor:
+        """The latents of these rows, in the model's dtype."""
+        return torch.cat([row.state.latent for row in passes]).to(self.dtype)
+
     @abstractmethod
     def advance(self, state: State, output: torch.Tensor) -> torch.Tensor:
         """The latent one step on, from the whole output: [1, image tokens, channels]."""
@@ -144,7 +150,7 @@ class DiffusionPipeline(Pipeline):
         config = parts.vae.config
         self._tile(state.image)
         latent = self.image_latent(state) / config.scaling_factor + (config.shift_factor or 0.0)
-        pixels = parts.vae.decode(latent.to(self.dtype), return_dict=False)[0]
+        pixels = parts.vae.decode(latent.to(parts.vae.dtype), return_dict=False)[0]
         return parts.image_processor.postprocess(pixels, output_type="pil")[0]
 
     def _tile(self, image: ImageSpec) -> None:

@@ -86,7 +86,7 @@ class FluxFamily(DiffusionPipeline):
         img_ids, txt_ids = self._ids(image.width, image.height, shard.text)
         timesteps = [self._flow.timestep(row.state, shard.image) for row in passes]
         return self._transformer(
-            hidden_states=shard.take_image(torch.cat([row.state.latent for row in passes])),
+            hidden_states=shard.take_image(self.latents(passes)),
             encoder_hidden_states=shard.take_text(torch.cat([row.condition["text"] for row in passes])),
             pooled_projections=torch.cat([row.condition["pooled"] for row in passes]),
             timestep=torch.stack(timesteps).to(self.dtype) / 1000,

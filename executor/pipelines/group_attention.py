@@ -55,10 +55,11 @@ class GroupAttention:
             # FLUX's single blocks have an output layer of their own.
             return out if attn.pre_only else attn.to_out[1](attn.to_out[0](out))
         text = encoder_hidden_states.shape[1]
-        text_out = out[:, :text]
+        # Contiguous, as they are where a member has tokens of one kind: layers round otherwise where not.
+        text_out, image_out = out[:, :text].contiguous(), out[:, text:].contiguous()
         if not attn.context_pre_only:
             text_out = attn.to_add_out(text_out)
-        return attn.to_out[1](attn.to_out[0](out[:, text:])), text_out
+        return attn.to_out[1](attn.to_out[0](image_out)), text_out
 
 
 def _norm(layer: torch.nn.Module | None, heads: torch.Tensor) -> torch.Tensor:

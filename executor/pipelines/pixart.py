@@ -109,8 +109,7 @@ class PixArtFamily(DiffusionPipeline):
     def predict(self, passes: Sequence[Pass], shard: Shard) -> torch.Tensor:
         model = self._transformer
         # Patches get their places before they are shared, for those hang on the picture's shape.
-        latent = torch.cat([self.image_latent(row.state) for row in passes])
-        tokens = shard.take_image(model.pos_embed(latent))
+        tokens = shard.take_image(model.pos_embed(self.latents(passes)[:, : self._channels]))
         moments, moment = model.adaln_single(
             torch.stack([self._solver(row.state.image.steps).timesteps[row.state.step] for row in passes]),
             batch_size=len(passes),

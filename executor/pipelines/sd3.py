@@ -47,6 +47,9 @@ class Sd3Family(DiffusionPipeline):
         super().__init__(parts, limits, device, dtype)
         # 3.5's dual layers have a second attention, of image tokens alone.
         self._transformer.set_attn_processor(GroupAttention(alone=attention.attend_image))
+        # Guidance multiplies what the last layers round off.
+        parts.transformer.norm_out.float()
+        parts.transformer.proj_out.float()
         self._flow = FlowMatching(parts.scheduler, device)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
@@ -90,13 +93,13 @@ class Sd3Family(DiffusionPipeline):
     def predict(self, passes: Sequence[Pass], shard: Shard) -> torch.Tensor:
         model = self._transformer
         # Patches get their places before they are shared, for those hang on the picture's shape.
-        tokens = shard.take_image(model.pos_embed(torch.cat([row.state.latent for row in passes])))
+        tokens = shard.take_image(model.pos_embed(self.latents(passes)))
         text = model.context_embedder(shard.take_text(torch.cat([row.condition["text"] for row in passes])))
         timesteps = torch.stack([self._flow.timestep(row.state, shard.image) for row in passes])
         moment = model.time_text_embed(timesteps, torch.cat([row.condition["pooled"] for row in passes]))
         for block in model.transformer_blocks:
             text, tokens = block(hidden_states=tokens, encoder_hidden_states=text, temb=moment)
-        return model.proj_out(model.norm_out(tokens, moment))
+        return model.proj_out(model.norm_out(tokens.float(), moment))
 
     def advance(self, state: State, output: torch.Tensor) -> torch.Tensor:
         patch = self._transformer.config.patch_size

@@ -1,8 +1,11 @@
 """The picture does not depend on the schedule: real processes, gloo, fp32, against one process alone."""
 
+import math
 import random
 import time
+from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from small_models import NAMES
@@ -56,6 +59,26 @@ def differs(a: State, b: State) -> float:
     return difference
 
 
+def draw(worker: Worker, folder: str, packed: bytes, slots: list[int], steps: int, meeting: str):
+    """Some steps of a request in bfloat16, and, at the end, its picture."""
+    pipeline, group = worker.pipeline(folder, "bfloat16"), worker.group(1, slots, meeting)
+    state = unpack(packed)
+    for _ in range(steps):
+        (state,) = pipeline.step([state], group)
+    return pack(state), np.asarray(pipeline.decode(state), float) if state.done and group.leads else None
+
+
+def begin_in_bfloat16(worker: Worker, folder: str, image: ImageSpec) -> bytes:
+    pipeline = worker.pipeline(folder, "bfloat16")
+    return pack(pipeline.start(image, pipeline.encode(image)))
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Decibels; of equal pictures it is infinite."""
+    error = np.square(a - b).mean()
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
 def spec(size: tuple[int, int], steps: int = 6, seed: int = 1, guidance: float | None = None) -> ImageSpec:
     return ImageSpec("a red house under a yellow sun", *size, steps, seed, guidance, "a dark boat")
 
@@ -77,6 +100,30 @@ def test_any_sequence_of_degrees_and_members_gives_the_picture_of_degree_1(crew,
             for (other,) in results[1:]:
                 assert torch.equal(unpack(other).latent, unpack(packed).latent)
         assert differs(unpack(packed), expected) <= TOLERANCE, (size, slots)
+
+
+SCHEDULES = (
+    [([0], 12)],
+    [([0, 1], 12)],
+    [([3, 2, 1, 0], 12)],
+    [([2, 0, 3], 12)],
+    [([1], 3), ([0, 1, 2, 3], 3), ([1, 2], 3), ([3], 3)],
+)
+
+
+@pytest.mark.parametrize("name", ["4 heads", "5 heads", "sd3", "sd3.5", "sd3.5, 5 heads", "pixart, 6 heads"])
+def test_in_bfloat16_pictures_of_any_two_schedules_look_alike(crew, models, name):
+    (packed,) = crew.all([0], begin_in_bfloat16, models[name], spec((112, 144), steps=12))
+    pictures = []
+    for i, schedule in enumerate(SCHEDULES):
+        state = packed
+        for j, (slots, steps) in enumerate(schedule):
+            meeting = f"bfloat16 {name} {i} {j}"
+            state, picture = crew.all(slots, draw, models[name], state, slots, steps, meeting)[0]
+        pictures.append(picture)
+    between = [psnr(a, b) for a, b in combinations(pictures, 2)]
+    print(f"\n{name}: {min(between):.1f} dB")
+    assert min(between) >= 50
 
 
 def test_three_members_share_a_step_too(crew, models):
