@@ -103,17 +103,17 @@ def test_any_sequence_of_degrees_and_members_gives_the_picture_of_degree_1(crew,
 
 
 SCHEDULES = (
-    [([0], 12)],
-    [([0, 1], 12)],
-    [([3, 2, 1, 0], 12)],
-    [([2, 0, 3], 12)],
-    [([1], 3), ([0, 1, 2, 3], 3), ([1, 2], 3), ([3], 3)],
+    [([0], 8)],
+    [([0, 1], 8)],
+    [([3, 2, 1, 0], 8)],
+    [([2, 0, 3], 8)],
+    [([1], 2), ([0, 1, 2, 3], 2), ([1, 2], 2), ([3], 2)],
 )
 
 
-@pytest.mark.parametrize("name", ["4 heads", "5 heads", "sd3", "sd3.5", "sd3.5, 5 heads", "pixart, 6 heads"])
+@pytest.mark.parametrize("name", ["4 heads", "sd3.5", "sd3.5, 5 heads", "pixart, 6 heads"])
 def test_in_bfloat16_pictures_of_any_two_schedules_look_alike(crew, models, name):
-    (packed,) = crew.all([0], begin_in_bfloat16, models[name], spec((112, 144), steps=12))
+    (packed,) = crew.all([0], begin_in_bfloat16, models[name], spec((112, 144), steps=8))
     pictures = []
     for i, schedule in enumerate(SCHEDULES):
         state = packed
