@@ -203,6 +203,46 @@ def paper(
         click.echo(path)
 
 
+@main.command(epilog=POLICIES)
+@click.option("--quick", is_flag=True, help="Small problems only, to see that everything works.")
+@click.option(
+    "--policies", callback=_some_policies, metavar="A,B,...", show_default="edf,cp-sat,ilp,tetriserve"
+)
+@click.option("--samples", type=click.IntRange(min=1), default=200, help="Decisions of each kind, at most.")
+@click.option("--budget", "budget_s", type=POSITIVE, default=0.05, help="Time for one decision, s.")
+@seed
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(__file__).parent / "results",
+    show_default="bench/results",
+    help="Folder for solver.json and solver.md.",
+)
+def solver(
+    quick: bool, policies: list[str] | None, samples: int, budget_s: float, seed: int, folder: Path
+) -> None:
+    """Time decisions: 1 to 300 requests on 8 GPUs, up to 5,000 on 1,024.
+
+    On moments of simulated overload and on random ones, all policies on the same. Takes minutes.
+    """
+    from bench import solver as bench
+
+    cases = bench.QUICK_CASES if quick else bench.CASES
+    lines = bench.measure(
+        policies or bench.POLICIES,
+        cases,
+        samples,
+        budget_s,
+        seed,
+        lambda case: click.echo(
+            f"{case.requests} requests on {8 * case.nodes} GPUs, {case.source}", err=True
+        ),
+    )
+    for path in bench.write(lines, budget_s, folder):
+        click.echo(path)
+
+
 @main.command()
 @options(WORKLOAD)
 @seed
