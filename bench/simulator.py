@@ -5,13 +5,14 @@ A run is a pure function of its inputs, but for the decision times that it repor
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from bench.clock import Clock
 from bench.conditions import Conditions, Fault
 from bench.fleet import Fleet, Tally
+from scheduler.admission import Admission, judge
 from scheduler.orders import Changed, Effect
 from scheduler.problem import Decision, Policy, Stage
 from scheduler.profile import Profile
@@ -36,9 +37,13 @@ class Outcomes:
     tally: Tally
     decisions: list[Decision] = field(default_factory=list)
     decision_seconds: list[float] = field(default_factory=list)
+    core_seconds: list[float] = field(default_factory=list)
+    """What the core took for each decision: finding out what there is to plan."""
     ended_at: float = 0.0
     rejected: int = 0
     """Assignments that the policy should not have made."""
+    refused: list[Submission] = field(default_factory=list)
+    """Requests that were not let in."""
 
 
 class Simulation:
@@ -57,8 +62,10 @@ class Simulation:
         roles: Mapping[int, frozenset[Stage]] | None = None,
         cancellations: Iterable[tuple[float, str]] = (),
         node_size: int | None = None,
+        admission: Admission = Admission.ACCEPT,
     ) -> None:
         self._policy = policy
+        self._admission = admission
         self._conditions = conditions or Conditions()
         self._clock = Clock()
         self._core = Rounds(config or Config(), profile.limited(node_size or gpus))
@@ -67,7 +74,7 @@ class Simulation:
         )
         self._faults = iter(faults)
         self._planning = False
-        self._outcomes = Outcomes([], self._fleet.tally)
+        self.outcomes = Outcomes([], self._fleet.tally)
         self._expected = 0
         self._ended: set[str] = set()
         for slot in range(gpus):
@@ -79,10 +86,10 @@ class Simulation:
             self._clock.at(at, partial(self._cancel, request_id))
         self._await_fault()
 
-    def run(self) -> Outcomes:
-        """Run until every request has ended and every order has been reported."""
+    def run(self, enough: Callable[[], bool] = lambda: False) -> Outcomes:
+        """Run until every request has ended and every order has been reported, or there is `enough`."""
         clock, core = self._clock, self._core
-        while len(self._ended) < self._expected or core.busy:
+        while (len(self._ended) < self._expected or core.busy) and not enough():
             if clock.next_at <= clock.now:
                 clock.step()
                 continue
@@ -94,13 +101,24 @@ class Simulation:
             else:
                 clock.now = wake
                 self._plan()
-        self._outcomes.requests = list(core.requests.values())
-        self._outcomes.rejected = core.rejected
-        self._outcomes.ended_at = max((t.finished_at for t in self._outcomes.requests), default=0.0)
-        return self._outcomes
+        self.outcomes.requests = list(core.requests.values())
+        self.outcomes.rejected = core.rejected
+        self.outcomes.ended_at = max((t.finished_at for t in self.outcomes.requests), default=0.0)
+        return self.outcomes
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that have arrived and not ended."""
+        return self._core.outstanding
 
     def _submit(self, submission: Submission) -> None:
-        self._apply(self._core.submit(self._clock.now, submission))
+        now = self._clock.now
+        verdict = judge(self._core, now, submission, self._admission)
+        if verdict.accepted:
+            self._apply(self._core.submit(now, submission, offer=verdict.offer))
+        else:
+            self._expected -= 1
+            self.outcomes.refused.append(submission)
 
     def _cancel(self, request_id: str) -> None:
         if request_id in self._core.requests:
@@ -119,14 +137,16 @@ class Simulation:
     def _plan(self) -> None:
         core, now = self._core, self._clock.now
         self._apply(core.tick(now))
+        asked = time.perf_counter()
         problem = core.problem(now)
         if problem is None:
             return
         started = time.perf_counter()
         plan = self._policy(problem, self._conditions.budget_s)
         took = time.perf_counter() - started
-        self._outcomes.decisions.append(plan.decision)
-        self._outcomes.decision_seconds.append(took)
+        self.outcomes.decisions.append(plan.decision)
+        self.outcomes.decision_seconds.append(took)
+        self.outcomes.core_seconds.append(started - asked)
         delay = took if self._conditions.charge_measured else self._conditions.decision_s
         if delay <= 0:
             self._apply(core.commit(now, plan))

@@ -110,6 +110,19 @@ def choose(
     return best
 
 
+def best(
+    loads: Mapping[str, Load], profile: Profile, request: Request, now: float, count: int = 3
+) -> list[str]:
+    """The few nodes with the most left for the request, the best first."""
+
+    def left(node: str) -> float:
+        due, need = wants(profile, request, now, loads[node].widest)
+        return loads[node].room(due, now) - need if due < math.inf else -loads[node].backlog
+
+    least = nsmallest(CANDIDATES, loads, key=lambda node: (loads[node].backlog, node))
+    return sorted(least, key=lambda node: (-left(node), node))[:count]
+
+
 def crowded_out(load: Load, profile: Profile, waiting: Iterable[Request], now: float) -> Request | None:
     """The latest of the waiting that could be on time, but not together with the others; or None."""
     for request in sorted(waiting, key=lambda r: (-r.deadline, r.id)):

@@ -42,7 +42,7 @@ class Request:
     DECODING on). It can start at `ready_at`, the end of its last order (at most `Problem.now`
     where it waits). `slots` hold its latent, leader first; empty before its first order. `home` is the node
     that it is planned on, where that is settled. `alone`: it must not share a step with others now.
-    `lora` is its adapter and how much of it.
+    `lora` is its adapter and how much of it. A `promised` deadline must be kept.
     """
 
     id: str
@@ -59,6 +59,7 @@ class Request:
     home: str | None = None
     alone: bool = False
     lora: str = ""
+    promised: bool = False
 
     @property
     def batch_key(self) -> tuple[object, ...]:

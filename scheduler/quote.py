@@ -42,6 +42,11 @@ def quote(problem: Problem, width: int, height: int, steps: int) -> Quote:
     return Quote(high, alone, gpu_seconds)
 
 
+def can_meet(problem: Problem, request: Request) -> bool:
+    """Whether one more request would be on time, with all that would be without it."""
+    return _kept(problem, (request,)) >= _kept(problem, ()) + request.weight - 1e-9
+
+
 def _kept(problem: Problem, more: tuple[Request, ...]) -> float:
     """Weight of the requests that would be on time with `more` of them."""
     board = Board(replace(problem, requests=problem.requests + more))

@@ -9,12 +9,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from scheduler.dispatch import Load, choose, crowded_out
+from scheduler.dispatch import Load, best, choose, crowded_out
 from scheduler.nodes import Nodes
 from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Part, Release, Report, Truncate
 from scheduler.placement import Layout, layout_of
 from scheduler.problem import EVERY_ROLE, ROLES, Assignment, Gpu, Plan, Problem, Request, Stage
 from scheduler.profile import Profile
+from scheduler.promises import Moment, Witness, admit, cheapest, earliest, keep
+from scheduler.timetable import Booking
 from scheduler.tracking import QUEUE_DEPTH, Flight, Slot, Span, Submission, Tracked
 from scheduler.warmth import WARM_UP_S, Warmth
 
@@ -26,7 +28,8 @@ class Config:
     `round_s` bounds an order's length and the time between plans; `lead_s` is how long before the end
     of its last order an executor can be given the next; `margin_s` is kept free before deadlines;
     `attempts` failed orders end a request; `grace_s` is how long the other members of a group may
-    still report after one has failed, before they are aborted.
+    still report after one has failed, before they are aborted. Who is late, or has no deadline, gets a
+    claim on GPUs once it has been here for `age_bound_s`.
     """
 
     round_s: float = 0.25
@@ -35,12 +38,27 @@ class Config:
     attempts: int = 3
     grace_s: float = 2.0
     drop_late: bool = False
+    age_bound_s: float = math.inf
 
 
 EPSILON = 1e-9
 """Seconds that rounding may lose."""
+CLAIM_SHARE = 4
+"""One request has a claim at a time for so many GPUs of a node."""
 MOVES = 4
 """Requests that change their node in one decision, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Whether a deadline can be promised, and by which witness, on which node; good for this moment only.
+
+    `earliest_s`: the seconds from arrival for which it could be, infinity where it could not.
+    """
+
+    earliest_s: float
+    home: str | None = None
+    witness: Witness | None = None
 
 
 class Rounds:
@@ -53,6 +71,7 @@ class Rounds:
         self.slots: dict[int, Slot] = {}
         self.plans = 0
         self.rejected = 0  # assignments that no policy should have made
+        self.refused = 0  # assignments that would have broken a promise
         self._active: dict[str, Tracked] = {}
         self._flights: dict[int, Flight] = {}
         self._order_id = 0
@@ -68,6 +87,8 @@ class Rounds:
         self._may_begin: dict[int, Flight] = {}
         self._running: dict[int, Flight] = {}  # begun, and nothing planned after them yet
         self._hanging: dict[int, Flight] = {}  # to be aborted
+        self._witness: dict[str, Witness] = {}  # by request; of all together
+        self._planning: list[str] = []  # nodes
         self._dirty = False
         self._version = 0
         self._planned_version = 0
@@ -76,17 +97,72 @@ class Rounds:
     # Events of clients.
 
     def submit(
-        self, now: float, submission: Submission, arrived_at: float | None = None, checkpoint: int = 0
+        self,
+        now: float,
+        submission: Submission,
+        arrived_at: float | None = None,
+        checkpoint: int = 0,
+        promised: bool = False,
+        offer: Offer | None = None,
     ) -> list[Effect]:
-        """Accept a request; `arrived_at` and `checkpoint` (steps behind it) where it is resumed."""
+        """Accept a request; `arrived_at`, `checkpoint` (steps behind it) and `promised` where it is resumed.
+
+        With an `offer` for it that was made just now, its deadline is promised.
+        """
         if submission.id in self.requests:
             raise ValueError(f"request id {submission.id!r} is in use")
         tracked = Tracked.new(submission, now if arrived_at is None else arrived_at)
         tracked.checkpoint = checkpoint
         self.requests[tracked.id] = self._active[tracked.id] = tracked
         self._nodes.add(tracked)
+        tracked.promised = promised
         self._rewind(tracked)
+        if offer and offer.witness is not None:
+            tracked.promised = True
+            self._remember(offer.witness)
+            if offer.home is not None:
+                self._nodes.settle(tracked, offer.home)
         return self._changed(now, tracked)
+
+    def offer(self, now: float, submission: Submission, arrived_at: float | None = None) -> Offer:
+        """Whether the deadline of a request could be promised beside those that have been."""
+        wait = math.inf if submission.deadline_s is None else submission.deadline_s
+        arrived_at = now if arrived_at is None else arrived_at
+        request = Request(
+            submission.id,
+            submission.width,
+            submission.height,
+            Stage.ENCODING,
+            submission.steps,
+            now,
+            arrived_at,
+            arrived_at + wait,
+            submission.weight,
+            promised=True,
+        )
+        soonest = math.inf
+        for home, moment in self.best_parts(now, request):
+            promised = self._promised(moment)
+            found = admit(promised, request)
+            if found is not None:
+                return Offer(wait, home, found)
+            soonest = min(soonest, earliest(promised, request) + moment.margin_s)
+        return Offer(soonest - arrived_at)
+
+    def best_parts(self, now: float, request: Request) -> list[tuple[str | None, Problem]]:
+        """What is planned together and would take the request: the best few nodes, or all as one."""
+        nodes = self._nodes
+        if self.profile is None or not nodes.open:
+            return []
+        homes = None
+        if nodes.apart and len(nodes.open) > 1:
+            homes = best(self._loads(now), self.profile, request, now)
+        elif nodes.apart:
+            homes = nodes.open
+        parts: list[tuple[str | None, Problem | None]] = [(None, self.snapshot(now))]
+        if homes is not None:
+            parts = [(home, self.snapshot(now, [home])) for home in homes]
+        return [(home, moment) for home, moment in parts if moment is not None]
 
     def cancel(self, now: float, request_id: str) -> list[Effect]:
         """End a request; what runs of it stops at the next step boundary. KeyError: unknown."""
@@ -294,7 +370,8 @@ class Rounds:
                     del self._running[flight.order.id]
                     nodes.touch_slots(flight.order.slots)
         self._dispatch(now)
-        due = nodes.due(now, self.config.round_s)
+        self._planning = due = nodes.due(now, self.config.round_s)
+        self._claim(now, due)
         if len(due) == len(nodes.slots) or self._again_at <= now:
             self._again_at = math.inf
         problem = self.snapshot(now, due)
@@ -322,7 +399,7 @@ class Rounds:
             now=now,
             horizon=horizon,
             round_s=self.config.round_s,
-            gpus=tuple(sorted(gpus, key=lambda gpu: gpu.slot)),
+            gpus=tuple(gpus if books.apart else sorted(gpus, key=lambda gpu: gpu.slot)),
             requests=tuple([self._outstanding(tracked, never) for tracked in waiting]),
             # Elsewhere the layout of all is at hand.
             profile=self.profile.limited((layout_of(gpus) if self.warm_groups else self.layout).max_degree),
@@ -338,20 +415,104 @@ class Rounds:
             self._dirty = True
         effects: list[Effect] = []
         for request_id in plan.late:
-            if tracked := self._active.get(request_id):
+            tracked = self._active.get(request_id)
+            if tracked and tracked.claim is None:
                 effects += self._mark_late(now, tracked)
-        for assignment in plan.assignments:
+        for assignment in self._kept(now, plan):
             members = [self._active[id] for id in assignment.request_ids if id in self._active]
-            if len(members) == assignment.batch > 0 and self._holds(members, assignment):
+            if self._may_give(assignment):
                 effects += self._assign(now, members, assignment)
             else:
                 # Only events can have made it so; anything else is the policy's fault.
-                self.rejected += self._version == self._planned_version
+                self.rejected += self._version == self._planned_version and assignment in plan.assignments
                 if self._version != self._planned_version:
                     self._dirty = True
                     self._nodes.touch(*(tracked.home for tracked in members))
                     self._nodes.touch_slots(assignment.slots)
         return effects
+
+    # Promises.
+
+    def _remember(self, witness: Witness) -> None:
+        """Keep the bookings of a witness, request by request."""
+        of: dict[str, list[Booking]] = {}
+        for booking in witness:
+            of.setdefault(booking.request_id, []).append(booking)
+        self._witness.update((key, tuple(bookings)) for key, bookings in of.items())
+
+    def _promised(self, problem: Problem) -> Moment:
+        """What promises have to know beyond a problem."""
+        free_at: dict[int, float] = {}
+        ready_at: dict[str, float] = {}
+        room: dict[int | str, int] = {}
+        witness: list[Booking] = []
+        for gpu in problem.gpus:
+            queue = self.slots[gpu.slot].queue
+            free_at[gpu.slot] = queue[-1].end if queue else problem.now
+            room[gpu.slot] = QUEUE_DEPTH - len(queue)
+        for request in problem.requests:
+            if request.promised:
+                flights = self._active[request.id].flights
+                ready_at[request.id] = max((flight.end for flight in flights), default=problem.now)
+                failing = any(flight.fails(request.id) for flight in flights)
+                room[request.id] = 0 if failing else QUEUE_DEPTH - len(flights)
+                witness += self._witness.get(request.id, ())
+        return Moment(problem, tuple(witness), free_at, ready_at, room)
+
+    def _kept(self, now: float, plan: Plan) -> list[Assignment]:
+        """The plan's orders that break no promise, and those that promises need."""
+        orders = list(plan.assignments)
+        planning = [node for node in self._planning if node in self._nodes.slots]
+        for nodes in [[node] for node in planning] if self._nodes.apart else [planning]:
+            if not any(t.kept for node in nodes for t in self._planned_on(node)):
+                continue
+            moment = self.snapshot(now, nodes)
+            if moment is None:
+                continue
+            slots = {gpu.slot for gpu in moment.gpus}
+            mine = [a for a in orders if slots.issuperset(a.slots) and self._may_give(a)]
+            kept = keep(self._promised(moment), mine)
+            self._remember(kept.witness)
+            self._again_at = min(self._again_at, max(now, kept.again_at))
+            self.refused += kept.refused
+            orders = [a for a in orders if a not in mine] + list(kept.assignments)
+        return orders
+
+    def _may_give(self, assignment: Assignment) -> bool:
+        members = [self._active[id] for id in assignment.request_ids if id in self._active]
+        return len(members) == assignment.batch > 0 and self._holds(members, assignment)
+
+    def _planned_on(self, node: str) -> Iterable[Tracked]:
+        """What is planned there, or with it where nodes are not planned apart."""
+        yield from self._nodes.members[node].values()
+        if not self._nodes.apart:
+            yield from self._nodes.homeless.values()
+
+    def _claim(self, now: float, nodes: Iterable[str]) -> None:
+        """Give those that have waited for too long a claim on GPUs, as if they had been promised a time."""
+        if self.config.age_bound_s == math.inf or self.profile is None:
+            return
+        for group in [[node] for node in nodes] if self._nodes.apart else [list(nodes)]:
+            members = {t.id: t for node in group for t in self._planned_on(node) if t.next_stage}
+            for tracked in members.values():
+                if tracked.claim is not None and tracked.claim < now:
+                    tracked.claim = tracked.seen = None
+            claims = sum(tracked.claim is not None for tracked in members.values())
+            aged = [t for t in members.values() if self._has_aged(now, t)]
+            slots = sum(len(self._nodes.slots[node]) for node in group)
+            aged.sort(key=lambda t: (t.arrived_at, t.id))
+            for tracked in aged[: max(0, max(1, slots // CLAIM_SHARE) - claims)]:
+                moment = self.snapshot(now, group)
+                request = moment and next((r for r in moment.requests if r.id == tracked.id), None)
+                found = moment and request and cheapest(self._promised(moment), request)
+                if moment and found:
+                    self._remember(found)
+                    tracked.claim = max(b.end for b in found if b.request_id == tracked.id) + moment.margin_s
+                    tracked.seen = None
+
+    def _has_aged(self, now: float, tracked: Tracked) -> bool:
+        hopeless = tracked.late or tracked.deadline == math.inf or tracked.deadline < now
+        return now - tracked.arrived_at > self.config.age_bound_s and hopeless and not tracked.kept
 
     # How it is done.
 
@@ -372,8 +533,8 @@ class Rounds:
         return horizon, math.nextafter(horizon, math.inf)
 
     def _gpus(self, now: float, node: str) -> list[Gpu]:
-        """A node's GPUs that take orders."""
-        slots = self._nodes.slots[node].values()
+        """A node's GPUs that take orders, by slot."""
+        slots = sorted(self._nodes.slots[node].values(), key=lambda slot: slot.slot)
         flights = {flight.order.id: flight for slot in slots for flight in slot.queue}
         self._predict(now, [flights[order_id] for order_id in sorted(flights)])
         never = self._horizon(now)[1]
@@ -415,7 +576,8 @@ class Rounds:
         loads = self._loads(now)
 
         def waiting(node: str) -> list[Request]:
-            found = [t for t in nodes.members[node].values() if t.next_stage and not t.flights]
+            members = nodes.members[node].values()
+            found = [t for t in members if t.next_stage and not t.flights and not t.kept]
             return [self._outstanding(tracked, never) for tracked in found]
 
         moves = 0
@@ -476,13 +638,14 @@ class Rounds:
             steps=steps,
             ready_at=ready_at,
             arrived_at=tracked.arrived_at,
-            deadline=tracked.deadline,
+            deadline=tracked.deadline if tracked.claim is None else tracked.claim,
             weight=s.weight,
             lora=s.lora,
             slots=tracked.holders,
             drop_late=self._drops_late(tracked),
             home=tracked.home,
             alone=tracked.alone,
+            promised=tracked.kept,
         )
         return tracked.seen
 
@@ -749,6 +912,7 @@ class Rounds:
             tracked.late = now > tracked.deadline
         del self._active[tracked.id]
         self._nodes.remove(tracked)
+        self._witness.pop(tracked.id, None)
         self._may_begin.update((flight.order.id, flight) for flight in tracked.flights)
         effects: list[Effect] = [Truncate(f.order.id, f.order.leader, tracked.id) for f in tracked.flights]
         busy = {slot for flight in tracked.flights for slot in flight.pending}
@@ -778,7 +942,7 @@ class Rounds:
 
     def _drops_late(self, tracked: Tracked) -> bool:
         wish = tracked.submission.drop_late
-        return self.config.drop_late if wish is None else wish
+        return not tracked.promised and (self.config.drop_late if wish is None else wish)
 
     def _changed(self, now: float, tracked: Tracked) -> list[Effect]:
         return [Changed(tracked.id), *self._touch(now)]

@@ -72,12 +72,19 @@ class Tracked:
     flights: "list[Flight]" = field(default_factory=list)
     seen: Request | None = None  # by planning, last time
     home: str | None = None  # the node that it is planned on
+    promised: bool = False
+    claim: float | None = None  # by when it is to be done because it has waited for so long
 
     @classmethod
     def new(cls, submission: Submission, arrived_at: float) -> "Tracked":
         """A request that has just been accepted."""
         wait = math.inf if submission.deadline_s is None else submission.deadline_s
         return cls(submission, arrived_at, arrived_at + wait)
+
+    @property
+    def kept(self) -> bool:
+        """Whether no other request may delay it beyond its time."""
+        return self.promised or self.claim is not None
 
     @property
     def id(self) -> str:

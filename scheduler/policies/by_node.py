@@ -16,6 +16,8 @@ LEAST_S = 0.015
 """A node gets at least this much of the budget, as long as there is so much: solvers need some to begin."""
 DISPATCH_SHARE = 0.3
 """Of the budget, for finding nodes for requests that have none."""
+RESERVE_S = 0.005
+"""For putting the plans together."""
 _WORST_FIRST = ("out of time", "unknown", "feasible", "optimal", "all on time", "")
 
 
@@ -50,41 +52,27 @@ def _plan(policy: Policy, problem: Problem, nodes: dict[str, list[Gpu]], budget_
     for request in problem.requests:
         if request.id in home:
             members[home[request.id]].append(request)
-    parts = {node: _part(problem, gpus, members[node]) for node, gpus in nodes.items() if members[node]}
-    waiting = [node for node, part in parts.items() if _can_begin(part)]
-    late = [
-        request.id
-        for part in (part for node, part in parts.items() if node not in waiting)
-        for request in part.requests
-        if part.is_late(request)
-    ]
     plans: list[Plan] = []
+    asked = [node for node in nodes if members[node]]
     unplanned: list[str] = []
-    for index, node in enumerate(waiting):
-        budget = left()
-        if plans and budget <= 0:
-            unplanned = waiting[index:]
+    for index, node in enumerate(asked):
+        spent, budget = time.perf_counter() - began, left()
+        # As if this node took as long as the others did.
+        if plans and budget < spent / len(plans) + RESERVE_S:
+            unplanned = asked[index:]
             break
-        share = max(budget / (len(waiting) - index), min(budget, LEAST_S))
-        plan = policy(parts[node], share)
+        share = max(budget / (len(asked) - index), min(budget, LEAST_S))
+        plan = policy(_part(problem, nodes[node], members[node]), share)
         plans.append(_moved(plan, _base(nodes[node])))
     again_at = min((plan.again_at for plan in plans), default=math.inf)
     if len(home) < len(problem.requests):
         again_at = problem.now
     return Plan(
         assignments=tuple(a for plan in plans for a in plan.assignments),
-        late=(*late, *(request_id for plan in plans for request_id in plan.late)),
+        late=tuple(request_id for plan in plans for request_id in plan.late),
         again_at=again_at,
         decision=_merged([plan.decision for plan in plans]),
         unplanned=tuple(unplanned),
-    )
-
-
-def _can_begin(part: Problem) -> bool:
-    """Whether any order can be given now."""
-    horizon = part.horizon
-    return any(gpu.free_at <= horizon for gpu in part.gpus) and any(
-        r.ready_at <= horizon for r in part.requests
     )
 
 

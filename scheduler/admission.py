@@ -1,0 +1,53 @@
+"""Which requests are let in: all, those that can be on time, or those whose deadline can be promised."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from scheduler.problem import Request, Stage
+from scheduler.quote import can_meet, quote
+from scheduler.rounds import Offer, Rounds
+from scheduler.tracking import Submission
+
+
+class Admission(Enum):
+    """What `--admission` takes."""
+
+    ACCEPT = "accept"
+    REJECT_LATE = "reject-late"
+    PROMISE = "promise"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a request is let in, with an offer where its deadline can be promised.
+
+    `earliest_s`: the seconds from its arrival for which it would be, where it is not.
+    """
+
+    accepted: bool
+    offer: Offer | None = None
+    earliest_s: float = 0.0
+
+
+def judge(
+    rounds: Rounds, now: float, submission: Submission, admission: Admission, unpromised: bool = False
+) -> Verdict:
+    """Look at a submission before it is accepted; nothing changes.
+
+    `unpromised`: where no promise can be made, it is content without. What has no deadline is let in.
+    """
+    if admission is Admission.ACCEPT or submission.deadline_s is None:
+        return Verdict(True)
+    if admission is Admission.PROMISE:
+        offer = rounds.offer(now, submission)
+        if offer.witness is not None:
+            return Verdict(True, offer)
+        return Verdict(unpromised, earliest_s=offer.earliest_s)
+    s = submission
+    request = Request(
+        s.id, s.width, s.height, Stage.ENCODING, s.steps, now, now, now + submission.deadline_s, s.weight
+    )
+    parts = [moment for _, moment in rounds.best_parts(now, request)]
+    if not parts or any(can_meet(moment, request) for moment in parts):
+        return Verdict(True)
+    return Verdict(False, earliest_s=min(quote(m, s.width, s.height, s.steps).earliest_s for m in parts))
