@@ -1,4 +1,4 @@
-"""What is too large for the work channel: states between executors, images and checkpoints to the scheduler.
+"""What is too large for the work channel: states between executors; images, checkpoints and previews.
 
 Runs on the event loop, so that the device thread never waits for the network; its methods may be
 called from any thread.
@@ -27,7 +27,7 @@ log = Logger("executor.courier")
 
 
 class Courier:
-    """Carries states, images and checkpoints."""
+    """Carries states, images, checkpoints and previews."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -36,6 +36,9 @@ class Courier:
         # The latest checkpoint of each request: on a slow network the older ones are not worth sending.
         self._checkpoints: dict[str, tuple[Job, int, Callable[[], bytes]]] = {}
         self._sending: asyncio.Task[None] | None = None
+        # As of the checkpoints.
+        self._previews: dict[str, tuple[Job, int, Callable[[], Image.Image | None]]] = {}
+        self._showing: asyncio.Task[None] | None = None
 
     def fetch(self, job: Job, part: pb.Part, holders: Sequence[str]) -> "Future[bytes | None]":
         """The packed state at the part's first step from the first holder that has it; None: none has."""
@@ -49,9 +52,14 @@ class Courier:
         """Upload a latent after `step` steps, unless a newer one of the request comes first."""
         self._loop.call_soon_threadsafe(self._queue_checkpoint, job, request_id, step, pack)
 
+    def preview(self, job: Job, request_id: str, step: int, draw: Callable[[], Image.Image | None]) -> None:
+        """Upload a preview after `step` steps, unless a newer one of the request comes first."""
+        self._loop.call_soon_threadsafe(self._queue_preview, job, request_id, step, draw)
+
     def forget(self, request_id: str) -> None:
-        """Do not send the request's checkpoint any more. Event loop only."""
+        """Do not send the request's checkpoint or preview any more. Event loop only."""
         self._checkpoints.pop(request_id, None)
+        self._previews.pop(request_id, None)
 
     async def flush(self) -> None:
         """Wait until all that was to be uploaded has been, or has failed."""
@@ -114,6 +122,29 @@ class Courier:
             except UploadFailed as error:
                 log.warning("checkpoint not uploaded", request=request_id, step=step, why=error)
 
+    def _queue_preview(
+        self, job: Job, request_id: str, step: int, draw: Callable[[], Image.Image | None]
+    ) -> None:
+        self._previews[request_id] = (job, step, draw)
+        if self._showing is None or self._showing.done():
+            self._showing = self._spawn(self._send_previews())
+
+    async def _send_previews(self) -> None:
+        while self._previews:
+            request_id = next(iter(self._previews))
+            job, step, draw = self._previews.pop(request_id)
+            header = pb.UploadHeader(
+                kind=pb.UploadHeader.KIND_PREVIEW, request_id=request_id, order_id=job.order.id, step=step
+            )
+            try:
+                picture = await asyncio.to_thread(draw)
+                if picture is not None:
+                    await job.session.upload(header, await asyncio.to_thread(_jpeg, picture))
+            except UploadFailed as error:
+                log.info("preview not uploaded", request=request_id, step=step, why=error)
+            except Exception:
+                log.exception("preview not drawn", request=request_id, step=step)
+
     async def _upload(self, job: Job, header: pb.UploadHeader, data: bytes) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -128,6 +159,12 @@ class Courier:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return file.getvalue()
 
 
 def _png(image: Image.Image) -> bytes:

@@ -62,6 +62,7 @@ def run(config: Config) -> None:
     pipeline.decoding_tile = config.decoding_tile
     if config.lora_dir is not None:
         pipeline.load_adapters(config.lora_dir, config.lora_cache)
+    pipeline.prepare_previews()
     groups = Groups(device, config.host, timeout_s=config.group_timeout_s)
     calibration = Calibration(pipeline, config.cache / "profiles")
     alone = groups.get(0, [Member(0, groups.store_address)], "start")

@@ -141,7 +141,7 @@ class Runner(threading.Thread):
         began = time.perf_counter()
         try:
             for step in range(steps):
-                step_began = time.perf_counter()
+                step_began, before = time.perf_counter(), states.copy()
                 going = _going(job, group, step)
                 if not going:
                     break
@@ -157,6 +157,8 @@ class Runner(threading.Thread):
                         order_id=job.order.id, step=step, seconds=seconds, batch=len(going)
                     )
                     job.session.report(pb.JoinRequest(step_done=step_done))
+                    for index in going:
+                        self._preview(job, parts[index], before[index], states[index])
         except Exception as error:
             # The others must not wait for a word or a tensor from here.
             group.abort(f"{type(error).__name__}: {error}")
@@ -167,6 +169,11 @@ class Runner(threading.Thread):
                 if group.leads and state.step > part.first_step:
                     pack = functools.partial(pack_latent, state)
                     self._courier.checkpoint(job, part.request_id, state.step, pack)
+
+    def _preview(self, job: Job, part: pb.Part, before: State, after: State) -> None:
+        if part.preview_every and after.step % part.preview_every == 0 and not after.done:
+            draw = functools.partial(self._pipeline.preview, before, after)
+            self._courier.preview(job, part.request_id, after.step, draw)
 
     def _keep(self, parts: Sequence[pb.Part], states: Sequence[State]) -> None:
         for part, state in zip(parts, states, strict=True):

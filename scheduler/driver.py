@@ -25,13 +25,14 @@ from scheduler.profile import Profile, StepTime
 from scheduler.rounds import Rounds
 from scheduler.tracking import Tracked
 from tetriserve.logs import Logger
-from tetriserve.v1 import executor_pb2, types_pb2
+from tetriserve.v1 import executor_pb2, scheduler_pb2, types_pb2
 
 log = Logger("scheduler.driver")
 T = TypeVar("T")
 
 FALLBACK_POLICY = "edf"
 LONGEST_SLEEP_S = 0.5
+MAX_PREVIEW_BYTES = 1 << 18
 MEASURE_ATTEMPTS = 2
 
 
@@ -41,7 +42,15 @@ class Entry:
 
     request: types_pb2.Request
     warnings: list[str] = field(default_factory=list)
-    watchers: set[asyncio.Event] = field(default_factory=set)
+    # By the event that wakes them: how many steps apart they want previews, 0 for none.
+    watchers: dict[asyncio.Event, int] = field(default_factory=dict)
+    preview: scheduler_pb2.Preview | None = None
+
+    @property
+    def preview_every(self) -> int:
+        """Steps between the previews that somebody wants; 0: nobody does."""
+        return min((every for every in self.watchers.values() if every), default=0)
+
     journaled_stage: types_pb2.Stage = types_pb2.STAGE_QUEUED
 
 
@@ -223,14 +232,24 @@ class Driver:
         self._prepare_groups()
 
     async def uploaded(self, header: executor_pb2.UploadHeader, data: bytes) -> None:
-        """An image or a checkpoint has come; what ended meanwhile is ignored."""
+        """An image, a checkpoint or a preview has come; what ended meanwhile is ignored."""
         if header.request_id not in self.entries:
             return
-        if header.kind == executor_pb2.UploadHeader.KIND_IMAGE:
+        if header.kind == executor_pb2.UploadHeader.KIND_PREVIEW:
+            self._previewed(self.entries[header.request_id], header.step, data)
+        elif header.kind == executor_pb2.UploadHeader.KIND_IMAGE:
             await self.written(self.journal.save_image, header.request_id, data)
         else:
             await self.written(self.journal.save_checkpoint, header.request_id, header.step, data)
             self.rounds.checkpointed(header.request_id, header.step)
+
+    def _previewed(self, entry: Entry, step: int, jpeg: bytes) -> None:
+        """Keep the latest preview, for who watches now."""
+        newer = entry.preview is None or entry.preview.step < step
+        if newer and entry.preview_every and len(jpeg) <= MAX_PREVIEW_BYTES:
+            entry.preview = scheduler_pb2.Preview(step=step, jpeg=jpeg)
+            for watcher in entry.watchers:
+                watcher.set()
 
     # The loop.
 
@@ -349,6 +368,7 @@ class Driver:
             request_id=part.request_id,
             image=self.entries[part.request_id].request.image,
             first_step=part.first_step,
+            preview_every=self.entries[part.request_id].preview_every,
             holders=[executors[slot].registration.address for slot in part.holders if slot in executors],
         )
         if part.from_checkpoint and (found := self.journal.checkpoint(part.request_id)):

@@ -110,15 +110,20 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     ) -> AsyncIterator[scheduler_pb2.WatchResponse]:
         driver, changed = self._driver, asyncio.Event()
         entry = driver.entries.get(message.id)
+        shown = 0
         if entry:
-            entry.watchers.add(changed)
+            entry.watchers[changed] = message.preview_every
         try:
             while True:
                 # A slow watcher gets the latest status, not a queue of old ones.
                 changed.clear()
                 status = await self._status(message.id, context)
                 del status.spans[:]
-                yield scheduler_pb2.WatchResponse(at=messages.timestamp(driver.now()), status=status)
+                response = scheduler_pb2.WatchResponse(at=messages.timestamp(driver.now()), status=status)
+                if entry and entry.preview and message.preview_every and entry.preview.step > shown:
+                    response.preview.CopyFrom(entry.preview)
+                    shown = entry.preview.step
+                yield response
                 if status.stage in ENDED:
                     return
                 await changed.wait()
@@ -126,7 +131,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                     await context.abort(Code.UNAVAILABLE, "the scheduler is stopping: watch again later")
         finally:
             if entry:
-                entry.watchers.discard(changed)
+                entry.watchers.pop(changed, None)
 
     async def Cancel(
         self, message: scheduler_pb2.CancelRequest, context: Context

@@ -1,5 +1,6 @@
 """From the command line to the picture: a real scheduler, two real executors, the built-in model."""
 
+import io
 import json
 import os
 import signal
@@ -85,6 +86,30 @@ def test_the_schedule_does_not_show_in_the_picture(cluster: LocalCluster, tmp_pa
         assert json.loads(tetriserve(cluster, "get", f"fixed-{degree}", "--json"))["degrees"] == [degree]
     tetriserve(cluster, "policy", "set", "edf")
     assert abs(pixels(tmp_path / "1.png") - pixels(tmp_path / "2.png")).max() <= 1
+
+
+def test_previews_come_to_who_asks_and_change_nothing(cluster: LocalCluster, tmp_path: Path) -> None:
+    words = "--size", "192x128", "--steps", "9", "--seed", "4"
+    plain = tmp_path / "plain.png"
+    tetriserve(cluster, "submit", PROMPT, *words, "-o", str(plain))
+    # More steps than fit into an order, so that the watch is there before the last orders.
+    shown = tmp_path / "shown.png"
+    tetriserve(cluster, "submit", PROMPT, *words, "-o", str(shown), "--previews", "2")
+    assert shown.read_bytes() == plain.read_bytes()
+    assert [path.name for path in tmp_path.glob("plain-*.jpg")] == []
+
+    with Client(cluster.target) as client:
+        id = client.submit(PROMPT, "256x256", steps=60, seed=5).id
+        previews = [event.preview for event in client.watch(id, previews=3) if event.preview]
+        silent = client.submit(PROMPT, "128x128", steps=9, seed=5).id
+        assert all(event.preview is None for event in client.watch(silent))
+    steps = [preview.step for preview in previews]
+    assert steps
+    assert steps == sorted(set(steps))
+    assert all(step % 3 == 0 and 0 < step < 60 for step in steps)
+    for preview in previews:
+        assert Image.open(io.BytesIO(preview.jpeg)).size == (32, 32)
+        assert len(preview.jpeg) < 5000
 
 
 def test_a_cancelled_request_makes_room(cluster: LocalCluster) -> None:

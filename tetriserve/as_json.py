@@ -3,6 +3,7 @@
 Durations are in seconds and end in `_s`; moments are ISO 8601 in UTC; what is unknown is null.
 """
 
+import base64
 from datetime import datetime
 from typing import Any
 
@@ -49,7 +50,11 @@ def status_json(status: RequestStatus, *, spans: bool = False) -> Json:
 
 def event_json(event: Event) -> Json:
     """A change of a request."""
-    return {"at": _moment(event.at), "request": status_json(event.status)}
+    found = {"at": _moment(event.at), "request": status_json(event.status)}
+    if event.preview:
+        jpeg = base64.b64encode(event.preview.jpeg).decode()
+        found["preview"] = {"step": event.preview.step, "jpeg_base64": jpeg}
+    return found
 
 
 def quote_json(quote: Quote) -> Json:

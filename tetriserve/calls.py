@@ -131,8 +131,11 @@ class Backoff:
 class Watching:
     """One watch over any number of streams: which events are new, and how long it may still take."""
 
-    def __init__(self, id: str, timeout: float | None) -> None:
-        self.call = Call("Watch", scheduler_pb2.WatchRequest(id=id), convert.event_from_proto, streams=True)
+    def __init__(self, id: str, timeout: float | None, previews: int = 0) -> None:
+        if not 0 <= previews < 2**31:
+            raise InvalidArgument(f"previews: {previews} is not 0 (none) or a number of steps")
+        message = scheduler_pb2.WatchRequest(id=id, preview_every=previews)
+        self.call = Call("Watch", message, convert.event_from_proto, streams=True)
         self._overdue = DeadlineExceeded(f"request {id} did not end within {timeout} s; it goes on")
         self._ends_at = None if timeout is None else time.monotonic() + timeout
         self._last: RequestStatus | None = None
@@ -153,7 +156,7 @@ class Watching:
 
     def is_new(self, event: Event) -> bool:
         """A stream opens with the request as it is, which after a break may be known already."""
-        new = event.status != self._last
+        new = event.status != self._last or event.preview is not None
         self._last = event.status
         return new
 

@@ -3,7 +3,7 @@
 import errno
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from tetriserve.errors import (
     TetriServeError,
     Unavailable,
 )
-from tetriserve.types import OnLate, RequestStatus, Stage
+from tetriserve.types import Event, OnLate, RequestStatus, Stage
 
 ENDED_WITHOUT_IMAGE, BAD_ARGUMENT, NOT_FOUND, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
@@ -98,6 +98,13 @@ def common(command: F) -> F:
 
 image_size = click.option("--size", default="512x512", show_default=True, help="WIDTHxHEIGHT in pixels.")
 image_steps = click.option("--steps", type=int, help="Denoising steps. [default: the model's]")
+image_previews = click.option(
+    "--previews",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="K",
+    help="Write a small, rough preview after every K steps beside the output, NAME-STEP.jpg. [default: none]",
+)
 output_png = click.option(
     "-o",
     "--output",
@@ -134,18 +141,27 @@ def main() -> None:
 @click.option("--id", help="An id of your own: submitting it again is harmless. [default: random]")
 @click.option("--wait/--no-wait", default=True, help="Wait for the image, or print the id and leave.")
 @output_png
+@image_previews
 @common
 def submit(
-    prompt: str, wait: bool, output: str | None, scheduler: str, as_json: bool, **options: Any
+    prompt: str,
+    wait: bool,
+    output: str | None,
+    previews: int,
+    scheduler: str,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Ask for an image of PROMPT and wait for it."""
     if output and not wait:
         raise click.UsageError("--no-wait leaves before there is an image for --output.")
+    if previews and not wait:
+        raise click.UsageError("--no-wait leaves before there are --previews.")
     _check_output(output)
     with Client(scheduler, patience=_PATIENCE) as client:
         status = client.submit(prompt, **options)
     if wait:
-        _see_to_the_end(status.id, output, scheduler, as_json)
+        _see_to_the_end(status.id, output, scheduler, as_json, previews)
     else:
         _print(status_json(status) if as_json else status.id)
 
@@ -153,17 +169,18 @@ def submit(
 @main.command()
 @click.argument("id")
 @output_png
+@image_previews
 @common
-def watch(id: str, output: str | None, scheduler: str, as_json: bool) -> None:
-    """Follow request ID until it ends. With --json: one event a line."""
+def watch(id: str, output: str | None, previews: int, scheduler: str, as_json: bool) -> None:
+    """Follow request ID until it ends. With --json: one event a line, previews in base64."""
     _check_output(output)
     if not as_json:
-        _see_to_the_end(id, output, scheduler, False)
+        _see_to_the_end(id, output, scheduler, False, previews)
         return
     with Client(scheduler, patience=_PATIENCE) as client:
         client.get(id)
     with Client(scheduler, patience=_PATIENCE_WAITING) as client:
-        for event in client.watch(id):
+        for event in client.watch(id, previews=previews):
             _print(event_json(event), lines=True)
         if output:
             _write(output, client.image(id))
@@ -300,13 +317,14 @@ def timeline(output: str | None, last: int, scheduler: str, as_json: bool) -> No
         _say(f"wrote {path}")
 
 
-def _see_to_the_end(id: str, output: str | None, scheduler: str, as_json: bool) -> None:
+def _see_to_the_end(id: str, output: str | None, scheduler: str, as_json: bool, previews: int = 0) -> None:
     """Follow a request, write its image, and say how it ended."""
     try:
         with Client(scheduler, patience=_PATIENCE) as client:
             client.get(id)
         with Client(scheduler, patience=_PATIENCE_WAITING) as client:
-            show.follow(client.watch(id), show.console(stderr=True))
+            events = _save_previews(client.watch(id, previews=previews), id, output)
+            show.follow(events, show.console(stderr=True))
             status = client.get(id)
             image = client.image(id) if output and status.stage is Stage.DONE else b""
     except KeyboardInterrupt:
@@ -323,6 +341,16 @@ def _see_to_the_end(id: str, output: str | None, scheduler: str, as_json: bool) 
         _say(f"warning: {show.printable(warning)}")
     if not as_json:
         _report(status, output)
+
+
+def _save_previews(events: Iterable[Event], id: str, output: str | None) -> Iterator[Event]:
+    folder, name = Path(), id
+    if output and output != "-":
+        folder, name = Path(output).parent, Path(output).stem
+    for event in events:
+        if event.preview:
+            (folder / f"{name}-{event.preview.step}.jpg").write_bytes(event.preview.jpeg)
+        yield event
 
 
 def _report(status: RequestStatus, output: str | None) -> None:

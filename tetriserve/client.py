@@ -89,13 +89,14 @@ class Client:
         while call := paging.next_call():
             yield from paging.take(self._run(call))
 
-    def watch(self, id: str, *, timeout: float | None = None) -> Iterator[Event]:
+    def watch(self, id: str, *, timeout: float | None = None, previews: int = 0) -> Iterator[Event]:
         """The request as it is now, then every change of it until it ends.
 
-        Goes on by itself when the connection breaks and comes back. Raises DeadlineExceeded after
-        `timeout` seconds.
+        With `previews` some events have a small, rough preview, made after every so many denoising steps;
+        a slow reader gets the latest. Goes on by itself when the connection breaks and comes back. Raises
+        DeadlineExceeded after `timeout` seconds.
         """
-        watching, backoff = Watching(id, timeout), Backoff(self._patience)
+        watching, backoff = Watching(id, timeout, previews), Backoff(self._patience)
         while True:
             error: errors.RpcError | None = None
             stream = self._stub.Watch(watching.call.message, timeout=watching.time_left())
@@ -219,9 +220,11 @@ class AsyncClient:
             for status in paging.take(await self._run(call)):
                 yield status
 
-    async def watch(self, id: str, *, timeout: float | None = None) -> AsyncIterator[Event]:
+    async def watch(
+        self, id: str, *, timeout: float | None = None, previews: int = 0
+    ) -> AsyncIterator[Event]:
         """As Client.watch."""
-        watching, backoff = Watching(id, timeout), Backoff(self._patience)
+        watching, backoff = Watching(id, timeout, previews), Backoff(self._patience)
         while True:
             error: errors.RpcError | None = None
             stream = self._stub.Watch(watching.call.message, timeout=watching.time_left())

@@ -14,6 +14,7 @@ from tetriserve.types import (
     ImageSpec,
     Model,
     OnLate,
+    Preview,
     Quote,
     Request,
     RequestStatus,
@@ -117,7 +118,8 @@ def status_from_proto(message: types_pb2.RequestStatus) -> RequestStatus:
 
 
 def event_from_proto(message: scheduler_pb2.WatchResponse) -> Event:
-    return Event(at=_time(message.at), status=status_from_proto(message.status))
+    preview = Preview(message.preview.step, message.preview.jpeg) if message.HasField("preview") else None
+    return Event(at=_time(message.at), status=status_from_proto(message.status), preview=preview)
 
 
 def quote_from_proto(message: scheduler_pb2.QuoteResponse) -> Quote:

@@ -157,12 +157,23 @@ class RequestStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Preview:
+    """What a picture will be like, small and rough."""
+
+    step: int
+    """Denoising steps behind it."""
+    jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """A change of a request."""
 
     at: datetime
     """When it happened, by the scheduler's clock."""
     status: RequestStatus
+    preview: Preview | None = None
+    """A new one, where previews were asked for."""
 
     @property
     def time_left(self) -> timedelta | None:

@@ -211,6 +211,17 @@ class Pipeline(ABC):
         """
 
     @abstractmethod
+    def prepare_previews(self) -> None:
+        """Make ready for `preview`; where it has no VAE there are none."""
+
+    @abstractmethod
+    def preview(self, before: State, after: State) -> Image.Image | None:
+        """A small, rough picture of where the step from `before` to `after` was heading; None: there is none.
+
+        Any thread may call it while others use the pipeline.
+        """
+
+    @abstractmethod
     def decode(self, state: State) -> Image.Image:
         """The picture of a latent."""
 

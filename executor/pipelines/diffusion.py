@@ -23,6 +23,8 @@ from executor.pipelines import guidance
 from executor.pipelines.base import Limits, Pipeline, check_batch
 from executor.pipelines.checkpoint import place
 from executor.pipelines.guidance import Pass
+from executor.pipelines.sketch import Sketch
+from executor.roles import DECODE
 from executor.sharding import Shard
 
 MAX_SIDE = 4096
@@ -49,6 +51,7 @@ class DiffusionPipeline(Pipeline):
         self.limits = limits
         self._parts = place(parts, device)
         self._transformer = parts.transformer.eval().requires_grad_(False)
+        self._sketch: Sketch | None = None
         self.heads = self._transformer.config.num_attention_heads
 
     @property
@@ -143,6 +146,20 @@ class DiffusionPipeline(Pipeline):
     @abstractmethod
     def advance(self, state: State, output: torch.Tensor) -> torch.Tensor:
         """The latent one step on, from the whole output: [1, image tokens, channels]."""
+
+    def prepare_previews(self) -> None:
+        if DECODE in self.roles:
+            self._sketch = Sketch(self._parts.vae, self.device, self.dtype)
+
+    @torch.inference_mode()
+    def preview(self, before: State, after: State) -> Image.Image | None:
+        if self._sketch is None:
+            return None
+        return self._sketch.draw(self.image_latent(self.denoised(before, after)))
+
+    def denoised(self, before: State, after: State) -> State:  # noqa: ARG002
+        """What the last step takes the picture for, without the noise that is still in the latent."""
+        return after
 
     @torch.inference_mode()
     def decode(self, state: State) -> Image.Image:

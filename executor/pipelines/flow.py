@@ -55,6 +55,13 @@ class FlowMatching:
         scheduler._step_index = state.step
         return scheduler.step(velocity, scheduler.timesteps[state.step], latent, return_dict=False)[0]
 
+    def denoised(self, before: State, after: State, tokens: int) -> torch.Tensor:
+        """Where the step from `before` to `after` was heading: the latent at noise level 0."""
+        sigmas = self._schedule(before.image.steps, tokens).sigmas.to(after.latent.device)
+        here, there = sigmas[before.step], sigmas[after.step]
+        velocity = (after.latent.float() - before.latent.float()) / (there - here)
+        return after.latent.float() - there * velocity
+
     def _make_schedule(self, steps: int, tokens: int) -> FlowMatchEulerDiscreteScheduler:
         """A scheduler set to the noise levels of so many steps on so many tokens; never stepped itself."""
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._config)

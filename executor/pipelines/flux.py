@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -112,6 +113,10 @@ class FluxFamily(DiffusionPipeline):
             1, height // multiple, width // multiple, self.device, self.dtype
         )
         return image, torch.zeros(text, 3, device=self.device, dtype=self.dtype)
+
+    def denoised(self, before: State, after: State) -> State:
+        tokens = self.tokens(after.image.width, after.image.height)
+        return replace(after, latent=self._flow.denoised(before, after, tokens))
 
     def image_latent(self, state: State) -> torch.Tensor:
         image, parts = state.image, self._parts

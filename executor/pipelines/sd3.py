@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -106,6 +107,10 @@ class Sd3Family(DiffusionPipeline):
         height, width = (side // patch for side in state.latent.shape[-2:])
         velocity = unpatchify(output, height, width, patch)
         return self._flow.euler(state, output.shape[1], state.latent, velocity)
+
+    def denoised(self, before: State, after: State) -> State:
+        tokens = self.tokens(after.image.width, after.image.height)
+        return replace(after, latent=self._flow.denoised(before, after, tokens))
 
     def image_latent(self, state: State) -> torch.Tensor:
         return state.latent

@@ -2,10 +2,12 @@
 
 import dataclasses
 import gc
+import itertools
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from executor import profiler
 from executor.builtin import SOURCE
@@ -172,3 +174,40 @@ def test_decoding_in_tiles_is_close_to_decoding_at_once(trained, group):
         psnr = 10 * np.log10(255**2 / ((pictures[side] - pictures[0]) ** 2).mean())
         print(f"tiles of {side}: {psnr:.1f} dB")
         assert 24 < psnr < 60
+
+
+# Previews.
+
+
+def likeness(preview, picture) -> float:
+    """Correlation of a preview with the picture at its size."""
+    small = np.asarray(picture.resize(preview.size, Image.Resampling.BOX)).astype(float)
+    return float(np.corrcoef(small.ravel(), np.asarray(preview).astype(float).ravel())[0, 1])
+
+
+def test_a_preview_is_small_and_like_the_picture_long_before_the_end(trained, group):
+    image = ImageSpec("a red house under a yellow sun", 256, 192, steps=10, seed=3)
+    trained.prepare_previews()
+    states = [trained.start(image, trained.encode(image))]
+    while not states[-1].done:
+        states += trained.step([states[-1]], group)
+    picture = trained.decode(states[-1])
+    found = [likeness(trained.preview(a, b), picture) for a, b in itertools.pairwise(states)]
+    print("likeness by step:", " ".join(f"{value:.2f}" for value in found))
+    assert trained.preview(states[0], states[1]).size == (32, 24)
+    assert found[4] > 0.8
+    assert found[-1] > 0.9
+    # Better than the latent itself, which is still noisy then.
+    noisy = trained._sketch.draw(trained.image_latent(states[3]))
+    assert found[2] > likeness(noisy, picture) + 0.1
+
+
+def test_every_family_draws_previews_where_it_has_a_vae(folder, whole, group):
+    whole.prepare_previews()
+    before = whole.start(IMAGE, whole.encode(IMAGE))
+    (after,) = whole.step([before], group)
+    preview = whole.preview(before, after)
+    assert preview.size == (IMAGE.width // 8, IMAGE.height // 8)
+    denoiser = load(folder, roles=frozenset([DENOISE]))
+    denoiser.prepare_previews()
+    assert denoiser.preview(before, after) is None

@@ -198,18 +198,20 @@ class Order(_message.Message):
     def __init__(self, id: _Optional[int] = ..., stage: _Optional[_Union[_types_pb2.Stage, str]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., steps: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., profile: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ...) -> None: ...
 
 class Part(_message.Message):
-    __slots__ = ("request_id", "image", "first_step", "holders", "checkpoint")
+    __slots__ = ("request_id", "image", "first_step", "holders", "checkpoint", "preview_every")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    PREVIEW_EVERY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     image: _types_pb2.ImageSpec
     first_step: int
     holders: _containers.RepeatedScalarFieldContainer[str]
     checkpoint: bytes
-    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[_types_pb2.ImageSpec, _Mapping]] = ..., first_step: _Optional[int] = ..., holders: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[bytes] = ...) -> None: ...
+    preview_every: int
+    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[_types_pb2.ImageSpec, _Mapping]] = ..., first_step: _Optional[int] = ..., holders: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[bytes] = ..., preview_every: _Optional[int] = ...) -> None: ...
 
 class Truncate(_message.Message):
     __slots__ = ("order_id", "request_id")
@@ -248,9 +250,11 @@ class UploadHeader(_message.Message):
         KIND_UNSPECIFIED: _ClassVar[UploadHeader.Kind]
         KIND_IMAGE: _ClassVar[UploadHeader.Kind]
         KIND_CHECKPOINT: _ClassVar[UploadHeader.Kind]
+        KIND_PREVIEW: _ClassVar[UploadHeader.Kind]
     KIND_UNSPECIFIED: UploadHeader.Kind
     KIND_IMAGE: UploadHeader.Kind
     KIND_CHECKPOINT: UploadHeader.Kind
+    KIND_PREVIEW: UploadHeader.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ORDER_ID_FIELD_NUMBER: _ClassVar[int]

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tetriserve.v1 import types_pb2 as tetriserve_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtetriserve/v1/scheduler.proto\x12\rtetriserve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19tetriserve/v1/types.proto\"8\n\rSubmitRequest\x12\'\n\x07request\x18\x01 \x01(\x0b\x32\x16.tetriserve.v1.Request\">\n\x0eSubmitResponse\x12,\n\x06status\x18\x01 \x01(\x0b\x32\x1c.tetriserve.v1.RequestStatus\"7\n\x0cQuoteRequest\x12\'\n\x05image\x18\x01 \x01(\x0b\x32\x18.tetriserve.v1.ImageSpec\"{\n\rQuoteResponse\x12+\n\x08\x65\x61rliest\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05\x61lone\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bgpu_seconds\x18\x03 \x01(\x01\"\x18\n\nGetRequest\x12\n\n\x02id\x18\x01 \x01(\t\";\n\x0bGetResponse\x12,\n\x06status\x18\x01 \x01(\x0b\x32\x1c.tetriserve.v1.RequestStatus\"Z\n\x0bListRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12$\n\x06stages\x18\x03 \x03(\x0e\x32\x14.tetriserve.v1.Stage\"W\n\x0cListResponse\x12.\n\x08statuses\x18\x01 \x03(\x0b\x32\x1c.tetriserve.v1.RequestStatus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1a\n\x0cWatchRequest\x12\n\n\x02id\x18\x01 \x01(\t\"e\n\rWatchResponse\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x06status\x18\x02 \x01(\x0b\x32\x1c.tetriserve.v1.RequestStatus\"\x1b\n\rCancelRequest\x12\n\n\x02id\x18\x01 \x01(\t\">\n\x0e\x43\x61ncelResponse\x12,\n\x06status\x18\x01 \x01(\x0b\x32\x1c.tetriserve.v1.RequestStatus\"\x1d\n\x0fGetImageRequest\x12\n\n\x02id\x18\x01 \x01(\t\"6\n\x10GetImageResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\"\x13\n\x11GetClusterRequest\"\x88\x02\n\x12GetClusterResponse\x12\x30\n\texecutors\x18\x01 \x03(\x0b\x32\x1d.tetriserve.v1.ExecutorStatus\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x10\n\x08policies\x18\x03 \x03(\t\x12\x13\n\x0boutstanding\x18\x04 \x01(\r\x12\x13\n\x0bqueue_limit\x18\x05 \x01(\r\x12\'\n\x05model\x18\x06 \x01(\x0b\x32\x18.tetriserve.v1.ModelInfo\x12\x0e\n\x06rounds\x18\x07 \x01(\x04\x12\x1a\n\x12\x65xpected_executors\x18\x08 \x01(\r\x12\r\n\x05ready\x18\t \x01(\x08\x12\x10\n\x08warnings\x18\n \x03(\t\"\xe2\x01\n\x0e\x45xecutorStatus\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x13\n\x0brequest_ids\x18\x05 \x03(\t\x12#\n\x05stage\x18\x06 \x01(\x0e\x32\x14.tetriserve.v1.Stage\x12\x0e\n\x06\x64\x65gree\x18\x07 \x01(\r\x12\x0e\n\x06orders\x18\x08 \x01(\r\x12\x14\n\x0c\x62usy_seconds\x18\t \x01(\x01\x12#\n\x05roles\x18\n \x03(\x0e\x32\x14.tetriserve.v1.Stage\"\xcf\x01\n\tModelInfo\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\rsize_multiple\x18\x03 \x01(\r\x12\x10\n\x08max_side\x18\x04 \x01(\r\x12\x11\n\tmax_steps\x18\x05 \x01(\r\x12\x15\n\rdefault_steps\x18\x06 \x01(\r\x12\x19\n\x11max_prompt_tokens\x18\x07 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\x12\x12\n\nmax_pixels\x18\t \x01(\x04\x12\r\n\x05loras\x18\n \x03(\t\"\"\n\x10SetPolicyRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\"#\n\x11SetPolicyResponse\x12\x0e\n\x06policy\x18\x01 \x01(\t2\x9b\x05\n\x10SchedulerService\x12\x45\n\x06Submit\x12\x1c.tetriserve.v1.SubmitRequest\x1a\x1d.tetriserve.v1.SubmitResponse\x12\x42\n\x05Quote\x12\x1b.tetriserve.v1.QuoteRequest\x1a\x1c.tetriserve.v1.QuoteResponse\x12<\n\x03Get\x12\x19.tetriserve.v1.GetRequest\x1a\x1a.tetriserve.v1.GetResponse\x12?\n\x04List\x12\x1a.tetriserve.v1.ListRequest\x1a\x1b.tetriserve.v1.ListResponse\x12\x44\n\x05Watch\x12\x1b.tetriserve.v1.WatchRequest\x1a\x1c.tetriserve.v1.WatchResponse0\x01\x12\x45\n\x06\x43\x61ncel\x12\x1c.tetriserve.v1.CancelRequest\x1a\x1d.tetriserve.v1.CancelResponse\x12M\n\x08GetImage\x12\x1e.tetriserve.v1.GetImageRequest\x1a\x1f.tetriserve.v1.GetImageResponse0\x01\x12Q\n\nGetCluster\x12 .tetriserve.v1.GetClusterRequest\x1a!.tetriserve.v1.GetClusterResponse\x12N\n\tSetPolicy\x12\x1f.tetriserve.v1.SetPolicyRequest\x1a .tetriserve.v1.SetPolicyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtetriserve/v1/scheduler.proto\x12\rtetriserve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19tetriserve/v1/types.proto\"8\n\rSubmitRequest\x12\'\n\x07request\x18\x01 \x01(\x0b\x32\x16.tetriserve.v1.Request\">\n\x0eSubmitResponse\x12,\n\x06status\x18\x01 \x01(\x0b\x32\x1c.tetriserve.v1.RequestStatus\"7\n\x0cQuoteRequest\x12\'\n\x05image\x18\x01 \x01(\x0b\x32\x18.tetriserve.v1.ImageSpec\"{\n\rQuoteResponse\x12+\n\x08\x65\x61rliest\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05\x61lone\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bgpu_seconds\x18\x03 \x01(\x01\"\x18\n\nGetRequest\x12\n\n\x02id\x18\x01 \x01(\t\";\n\x0bGetResponse\x12,\n\x06status\x18\x01 \x01(\x0b\x32\x1c.tetriserve.v1.RequestStatus\"Z\n\x0bListRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12$\n\x06stages\x18\x03 \x03(\x0e\x32\x14.tetriserve.v1.Stage\"W\n\x0cListResponse\x12.\n\x08statuses\x18\x01 \x03(\x0b\x32\x1c.tetriserve.v1.RequestStatus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x0cWatchRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rpreview_every\x18\x02 \x01(\r\"\x8e\x01\n\rWatchResponse\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x06status\x18\x02 \x01(\x0b\x32\x1c.tetriserve.v1.RequestStatus\x12\'\n\x07preview\x18\x03 \x01(\x0b\x32\x16.tetriserve.v1.Preview\"%\n\x07Preview\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0c\n\x04jpeg\x18\x02 \x01(\x0c\"\x1b\n\rCancelRequest\x12\n\n\x02id\x18\x01 \x01(\t\">\n\x0e\x43\x61ncelResponse\x12,\n\x06status\x18\x01 \x01(\x0b\x32\x1c.tetriserve.v1.RequestStatus\"\x1d\n\x0fGetImageRequest\x12\n\n\x02id\x18\x01 \x01(\t\"6\n\x10GetImageResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\"\x13\n\x11GetClusterRequest\"\x88\x02\n\x12GetClusterResponse\x12\x30\n\texecutors\x18\x01 \x03(\x0b\x32\x1d.tetriserve.v1.ExecutorStatus\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x10\n\x08policies\x18\x03 \x03(\t\x12\x13\n\x0boutstanding\x18\x04 \x01(\r\x12\x13\n\x0bqueue_limit\x18\x05 \x01(\r\x12\'\n\x05model\x18\x06 \x01(\x0b\x32\x18.tetriserve.v1.ModelInfo\x12\x0e\n\x06rounds\x18\x07 \x01(\x04\x12\x1a\n\x12\x65xpected_executors\x18\x08 \x01(\r\x12\r\n\x05ready\x18\t \x01(\x08\x12\x10\n\x08warnings\x18\n \x03(\t\"\xe2\x01\n\x0e\x45xecutorStatus\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x13\n\x0brequest_ids\x18\x05 \x03(\t\x12#\n\x05stage\x18\x06 \x01(\x0e\x32\x14.tetriserve.v1.Stage\x12\x0e\n\x06\x64\x65gree\x18\x07 \x01(\r\x12\x0e\n\x06orders\x18\x08 \x01(\r\x12\x14\n\x0c\x62usy_seconds\x18\t \x01(\x01\x12#\n\x05roles\x18\n \x03(\x0e\x32\x14.tetriserve.v1.Stage\"\xcf\x01\n\tModelInfo\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\rsize_multiple\x18\x03 \x01(\r\x12\x10\n\x08max_side\x18\x04 \x01(\r\x12\x11\n\tmax_steps\x18\x05 \x01(\r\x12\x15\n\rdefault_steps\x18\x06 \x01(\r\x12\x19\n\x11max_prompt_tokens\x18\x07 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\x12\x12\n\nmax_pixels\x18\t \x01(\x04\x12\r\n\x05loras\x18\n \x03(\t\"\"\n\x10SetPolicyRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\"#\n\x11SetPolicyResponse\x12\x0e\n\x06policy\x18\x01 \x01(\t2\x9b\x05\n\x10SchedulerService\x12\x45\n\x06Submit\x12\x1c.tetriserve.v1.SubmitRequest\x1a\x1d.tetriserve.v1.SubmitResponse\x12\x42\n\x05Quote\x12\x1b.tetriserve.v1.QuoteRequest\x1a\x1c.tetriserve.v1.QuoteResponse\x12<\n\x03Get\x12\x19.tetriserve.v1.GetRequest\x1a\x1a.tetriserve.v1.GetResponse\x12?\n\x04List\x12\x1a.tetriserve.v1.ListRequest\x1a\x1b.tetriserve.v1.ListResponse\x12\x44\n\x05Watch\x12\x1b.tetriserve.v1.WatchRequest\x1a\x1c.tetriserve.v1.WatchResponse0\x01\x12\x45\n\x06\x43\x61ncel\x12\x1c.tetriserve.v1.CancelRequest\x1a\x1d.tetriserve.v1.CancelResponse\x12M\n\x08GetImage\x12\x1e.tetriserve.v1.GetImageRequest\x1a\x1f.tetriserve.v1.GetImageResponse0\x01\x12Q\n\nGetCluster\x12 .tetriserve.v1.GetClusterRequest\x1a!.tetriserve.v1.GetClusterResponse\x12N\n\tSetPolicy\x12\x1f.tetriserve.v1.SetPolicyRequest\x1a .tetriserve.v1.SetPolicyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,29 +51,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRESPONSE']._serialized_start=623
   _globals['_LISTRESPONSE']._serialized_end=710
   _globals['_WATCHREQUEST']._serialized_start=712
-  _globals['_WATCHREQUEST']._serialized_end=738
-  _globals['_WATCHRESPONSE']._serialized_start=740
-  _globals['_WATCHRESPONSE']._serialized_end=841
-  _globals['_CANCELREQUEST']._serialized_start=843
-  _globals['_CANCELREQUEST']._serialized_end=870
-  _globals['_CANCELRESPONSE']._serialized_start=872
-  _globals['_CANCELRESPONSE']._serialized_end=934
-  _globals['_GETIMAGEREQUEST']._serialized_start=936
-  _globals['_GETIMAGEREQUEST']._serialized_end=965
-  _globals['_GETIMAGERESPONSE']._serialized_start=967
-  _globals['_GETIMAGERESPONSE']._serialized_end=1021
-  _globals['_GETCLUSTERREQUEST']._serialized_start=1023
-  _globals['_GETCLUSTERREQUEST']._serialized_end=1042
-  _globals['_GETCLUSTERRESPONSE']._serialized_start=1045
-  _globals['_GETCLUSTERRESPONSE']._serialized_end=1309
-  _globals['_EXECUTORSTATUS']._serialized_start=1312
-  _globals['_EXECUTORSTATUS']._serialized_end=1538
-  _globals['_MODELINFO']._serialized_start=1541
-  _globals['_MODELINFO']._serialized_end=1748
-  _globals['_SETPOLICYREQUEST']._serialized_start=1750
-  _globals['_SETPOLICYREQUEST']._serialized_end=1784
-  _globals['_SETPOLICYRESPONSE']._serialized_start=1786
-  _globals['_SETPOLICYRESPONSE']._serialized_end=1821
-  _globals['_SCHEDULERSERVICE']._serialized_start=1824
-  _globals['_SCHEDULERSERVICE']._serialized_end=2491
+  _globals['_WATCHREQUEST']._serialized_end=761
+  _globals['_WATCHRESPONSE']._serialized_start=764
+  _globals['_WATCHRESPONSE']._serialized_end=906
+  _globals['_PREVIEW']._serialized_start=908
+  _globals['_PREVIEW']._serialized_end=945
+  _globals['_CANCELREQUEST']._serialized_start=947
+  _globals['_CANCELREQUEST']._serialized_end=974
+  _globals['_CANCELRESPONSE']._serialized_start=976
+  _globals['_CANCELRESPONSE']._serialized_end=1038
+  _globals['_GETIMAGEREQUEST']._serialized_start=1040
+  _globals['_GETIMAGEREQUEST']._serialized_end=1069
+  _globals['_GETIMAGERESPONSE']._serialized_start=1071
+  _globals['_GETIMAGERESPONSE']._serialized_end=1125
+  _globals['_GETCLUSTERREQUEST']._serialized_start=1127
+  _globals['_GETCLUSTERREQUEST']._serialized_end=1146
+  _globals['_GETCLUSTERRESPONSE']._serialized_start=1149
+  _globals['_GETCLUSTERRESPONSE']._serialized_end=1413
+  _globals['_EXECUTORSTATUS']._serialized_start=1416
+  _globals['_EXECUTORSTATUS']._serialized_end=1642
+  _globals['_MODELINFO']._serialized_start=1645
+  _globals['_MODELINFO']._serialized_end=1852
+  _globals['_SETPOLICYREQUEST']._serialized_start=1854
+  _globals['_SETPOLICYREQUEST']._serialized_end=1888
+  _globals['_SETPOLICYRESPONSE']._serialized_start=1890
+  _globals['_SETPOLICYRESPONSE']._serialized_end=1925
+  _globals['_SCHEDULERSERVICE']._serialized_start=1928
+  _globals['_SCHEDULERSERVICE']._serialized_end=2595
 # @@protoc_insertion_point(module_scope)

@@ -70,18 +70,30 @@ class ListResponse(_message.Message):
     def __init__(self, statuses: _Optional[_Iterable[_Union[_types_pb2.RequestStatus, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ("id",)
+    __slots__ = ("id", "preview_every")
     ID_FIELD_NUMBER: _ClassVar[int]
+    PREVIEW_EVERY_FIELD_NUMBER: _ClassVar[int]
     id: str
-    def __init__(self, id: _Optional[str] = ...) -> None: ...
+    preview_every: int
+    def __init__(self, id: _Optional[str] = ..., preview_every: _Optional[int] = ...) -> None: ...
 
 class WatchResponse(_message.Message):
-    __slots__ = ("at", "status")
+    __slots__ = ("at", "status", "preview")
     AT_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    PREVIEW_FIELD_NUMBER: _ClassVar[int]
     at: _timestamp_pb2.Timestamp
     status: _types_pb2.RequestStatus
-    def __init__(self, at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., status: _Optional[_Union[_types_pb2.RequestStatus, _Mapping]] = ...) -> None: ...
+    preview: Preview
+    def __init__(self, at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., status: _Optional[_Union[_types_pb2.RequestStatus, _Mapping]] = ..., preview: _Optional[_Union[Preview, _Mapping]] = ...) -> None: ...
+
+class Preview(_message.Message):
+    __slots__ = ("step", "jpeg")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    JPEG_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    jpeg: bytes
+    def __init__(self, step: _Optional[int] = ..., jpeg: _Optional[bytes] = ...) -> None: ...
 
 class CancelRequest(_message.Message):
     __slots__ = ("id",)
