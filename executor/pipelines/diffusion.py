@@ -149,7 +149,7 @@ class DiffusionPipeline(Pipeline):
 
     def prepare_previews(self) -> None:
         if DECODE in self.roles:
-            self._sketch = Sketch(self._parts.vae, self.device, self.dtype)
+            self._sketch = Sketch(self._parts.vae, self.device)
 
     @torch.inference_mode()
     def preview(self, before: State, after: State) -> Image.Image | None:

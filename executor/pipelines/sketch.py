@@ -17,10 +17,10 @@ class Sketch:
     Fitted once, by least squares, to what the VAE's encoder makes of smooth random colours.
     """
 
-    def __init__(self, vae: Any, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, vae: Any, device: torch.device) -> None:
         chance = torch.Generator().manual_seed(0)
         coarse = torch.rand(_PICTURES, 3, 6, 6, generator=chance) * 2 - 1
-        colours = F.interpolate(coarse, (_SIDE, _SIDE), mode="bilinear").to(device, dtype)
+        colours = F.interpolate(coarse, (_SIDE, _SIDE), mode="bilinear").to(device, vae.dtype)
         with torch.inference_mode():
             latent = vae.encode(colours).latent_dist.mean.float().cpu()
         latent = (latent - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
