@@ -23,8 +23,11 @@ PROFILE = Profile(
 )
 
 
-def chaotic(seed: int):
-    """A policy that gives whatever may be given, at random, alone or in batches."""
+def chaotic(seed: int, longest: int = 1000, degrees: tuple[int, ...] = ()):
+    """A policy that gives whatever may be given, at random, alone or in batches.
+
+    Orders have `longest` steps at most, and one of `degrees`, or else one of those worth using.
+    """
 
     def policy(problem: Problem, _budget: float) -> Plan:
         rng = random.Random(f"{seed} {problem.now}")
@@ -35,7 +38,8 @@ def chaotic(seed: int):
         rng.shuffle(waiting)
         while waiting:
             request = waiting.pop()
-            degree = rng.choice(problem.degrees(request))
+            wide = request.stage is Stage.DENOISING and degrees
+            degree = rng.choice(wide or problem.degrees(request))
             block = blocks.find(degree, request.slots, request.stage)
             if block is None or rng.random() < 0.1:
                 continue
@@ -44,7 +48,8 @@ def chaotic(seed: int):
             if rng.random() < 0.5:
                 batch += [other for other in waiting if other.can_join(request)][: rng.randint(1, 3)]
             waiting = [other for other in waiting if other not in batch]
-            steps = rng.randint(1, min(r.steps for r in batch)) if request.stage is Stage.DENOISING else 0
+            most = min(longest, *(r.steps for r in batch))
+            steps = rng.randint(1, most) if request.stage is Stage.DENOISING else 0
             begin = max(problem.now, *(r.ready_at for r in batch), *(ends[slot] for slot in block))
             end = begin + problem.duration(request, degree, steps, len(batch))
             ids = tuple(r.id for r in batch)
