@@ -44,9 +44,9 @@ def load(
     loader = loader_for(str(index["_class_name"]))
     try:
         pipeline = loader(folder, torch.device(device), dtype, roles)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, ModelError):
-            raise
+    except ModelError:
+        raise
+    except (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ImportError) as error:
         raise ModelError(f"cannot load {folder}: {error}") from error
     pipeline.roles = roles
     return pipeline

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,21 @@ import diffusers
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from transformers.utils import sentencepiece_model_pb2_new
 
 from executor.pipelines.base import ModelError
 from executor.roles import DECODE, DENOISE, ENCODE
 
 _CONFIG_FILES = ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
 _WEIGHTS = ("*.safetensors", "*.bin")
+_LIBRARIES = ("diffusers", "transformers")
+# Of adapters for pictures as prompts.
+_UNUSED = ("image_encoder", "feature_extractor")
+# A tokenizer has one of these. transformers would go on without, and know no word.
+_VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.json")
+
+# Those of sentencepiece itself may want a newer protobuf than ours.
+sys.modules.setdefault("sentencepiece.sentencepiece_model_pb2", sentencepiece_model_pb2_new)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -30,8 +41,11 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = _read_json(folder / "model_index.json")
     if "_class_name" not in index:
         raise ModelError(f"{folder / 'model_index.json'} has no _class_name: not a diffusers pipeline")
-    for name, (_, class_name) in _components(index).items():
-        _check_component(folder / name, class_name)
+    for name, (library, class_name) in _components(index).items():
+        if library not in _LIBRARIES or not hasattr(importlib.import_module(library), class_name):
+            what = f"{library}.{class_name} as {name}"
+            raise ModelError(f"{folder / 'model_index.json'} wants {what}: there is no such class")
+        _check_component(folder / name, library, class_name)
     return index
 
 
@@ -101,16 +115,49 @@ def place(parts: Any, device: torch.device) -> Any:
     return parts
 
 
-def load_parts(folder: Path, pipeline_class: Any, dtype: torch.dtype, roles: frozenset[str]) -> Any:
+def load_parts(
+    folder: Path,
+    pipeline_class: Any,
+    dtype: torch.dtype,
+    roles: frozenset[str],
+    optional: Sequence[str] = (),
+) -> Any:
     """A diffusers pipeline with all of its weights, from a checkpoint that `read_index` has passed.
 
+    Args:
+        optional: parts that may be left out, with null for them in the index.
+
     Raises:
-        ModelError: weights are missing or do not fit the configuration.
+        ModelError: weights are missing or do not fit the configuration, or a tokenizer not its encoder.
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    models = load_models(folder, dtype, roles)
-    return pipeline_class.from_pretrained(folder, local_files_only=True, **models)
+    there = _components(_read_json(folder / "model_index.json"))
+    takes, _ = pipeline_class._get_signature_keys(pipeline_class)
+    if lacking := sorted(set(takes).difference(there, optional, _UNUSED)):
+        raise ModelError(f"the checkpoint is incomplete: model_index.json names no {', '.join(lacking)}")
+    models: dict[str, Any] = dict(load_models(folder, dtype, roles))
+    models |= {name: None for name in optional if name not in there}
+    parts = pipeline_class.from_pretrained(folder, local_files_only=True, **models)
+    for name, tokenizer in parts.components.items():
+        encoder = name.startswith("tokenizer") and getattr(parts, name.replace("tokenizer", "text_encoder"))
+        if tokenizer and encoder and len(tokenizer) > encoder.config.vocab_size:
+            raise ModelError(
+                f"{folder / name} has {len(tokenizer)} tokens, its encoder {encoder.config.vocab_size}: "
+                "they are of different models"
+            )
+    return parts
+
+
+def check_fit(*pairs: tuple[str, int, str, int]) -> None:
+    """Whether parts are of one model: what one gives, and how much of it, and what the other takes.
+
+    Raises:
+        ModelError: they are not.
+    """
+    for one, gives, other, takes in pairs:
+        if gives != takes:
+            raise ModelError(f"{one} is {gives}, {other} is {takes}: they are of different models")
 
 
 def _components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -122,16 +169,33 @@ def _components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _check_component(folder: Path, of_class: str) -> None:
+def _check_component(folder: Path, library: str, of_class: str) -> None:
     if not folder.is_dir():
         raise ModelError(f"the checkpoint is incomplete: {folder} is missing")
     configs = [folder / name for name in _CONFIG_FILES if (folder / name).exists()]
     if not configs:
         raise ModelError(f"the checkpoint is incomplete: {folder} has no configuration ({of_class})")
     for config in configs:
-        _read_json(config)
+        content = _read_json(config)
+        if library == "diffusers" and "_class_name" not in content:
+            raise ModelError(f"{config} has no _class_name: not a configuration of diffusers")
+    if (folder / "tokenizer_config.json").exists():
+        _check_vocabulary(folder)
     if (folder / "config.json").exists():
         _check_weights(folder)
+
+
+def _check_vocabulary(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    if file.exists() and not {"model", "added_tokens"} <= _read_json(file).keys():
+        raise ModelError(f"cannot read {file}: not a tokenizer")
+    there = [name for name in _VOCABULARIES if (folder / name).exists()]
+    if not there:
+        raise ModelError(
+            f"the checkpoint is incomplete: {folder} has no vocabulary ({', '.join(_VOCABULARIES)})"
+        )
+    if there == ["vocab.json"] and not (folder / "merges.txt").exists():
+        raise ModelError(f"the checkpoint is incomplete: {folder / 'merges.txt'} is missing")
 
 
 def _check_weights(folder: Path) -> None:

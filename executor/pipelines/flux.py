@@ -14,7 +14,7 @@ from diffusers import FluxPipeline
 from executor.image import ImageSpec
 from executor.latents import Condition, State
 from executor.pipelines.base import Limits, Pipeline, register
-from executor.pipelines.checkpoint import load_parts
+from executor.pipelines.checkpoint import check_fit, load_parts
 from executor.pipelines.diffusion import MAX_SIDE, MAX_TOKENS, DiffusionPipeline, Reader
 from executor.pipelines.flow import FlowMatching
 from executor.pipelines.group_attention import GroupAttention
@@ -32,6 +32,29 @@ class FluxFamily(DiffusionPipeline):
     family = "flux"
 
     def __init__(self, parts: FluxPipeline, device: torch.device, dtype: torch.dtype) -> None:
+        model, vae, clip, t5 = (
+            part.config for part in (parts.transformer, parts.vae, parts.text_encoder, parts.text_encoder_2)
+        )
+        check_fit(
+            (
+                "2 x 2 latent_channels of vae",
+                4 * vae.latent_channels,
+                "in_channels of transformer",
+                model.in_channels,
+            ),
+            (
+                "d_model of text_encoder_2",
+                t5.d_model,
+                "joint_attention_dim of transformer",
+                model.joint_attention_dim,
+            ),
+            (
+                "hidden_size of text_encoder",
+                clip.hidden_size,
+                "pooled_projection_dim of transformer",
+                model.pooled_projection_dim,
+            ),
+        )
         guided = bool(parts.transformer.config.guidance_embeds)
         limits = Limits(
             size_multiple=2 * parts.vae_scale_factor,

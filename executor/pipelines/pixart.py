@@ -18,7 +18,7 @@ from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline
 from executor.image import ImageSpec
 from executor.latents import Condition, State
 from executor.pipelines.base import Limits, ModelError, Pipeline, register
-from executor.pipelines.checkpoint import load_parts
+from executor.pipelines.checkpoint import check_fit, load_parts
 from executor.pipelines.diffusion import MAX_SIDE, MAX_TOKENS, DiffusionPipeline, Reader, unpatchify
 from executor.pipelines.group_attention import GroupAttention
 from executor.pipelines.guidance import Pass
@@ -40,6 +40,20 @@ class PixArtFamily(DiffusionPipeline):
 
     def __init__(self, parts: PixArtSigmaPipeline, device: torch.device, dtype: torch.dtype) -> None:
         config = parts.transformer.config
+        check_fit(
+            (
+                "latent_channels of vae",
+                parts.vae.config.latent_channels,
+                "in_channels of transformer",
+                config.in_channels,
+            ),
+            (
+                "d_model of text_encoder",
+                parts.text_encoder.config.d_model,
+                "caption_channels of transformer",
+                config.caption_channels,
+            ),
+        )
         _check_solver(parts.scheduler)
         if parts.transformer.use_additional_conditions:
             raise ModelError(

@@ -13,7 +13,7 @@ from executor import attention
 from executor.image import ImageSpec
 from executor.latents import Condition, State
 from executor.pipelines.base import Limits, Pipeline, register
-from executor.pipelines.checkpoint import load_parts
+from executor.pipelines.checkpoint import check_fit, load_parts
 from executor.pipelines.diffusion import MAX_SIDE, MAX_TOKENS, DiffusionPipeline, Reader, unpatchify
 from executor.pipelines.flow import FlowMatching
 from executor.pipelines.group_attention import GroupAttention
@@ -32,6 +32,31 @@ class Sd3Family(DiffusionPipeline):
 
     def __init__(self, parts: StableDiffusion3Pipeline, device: torch.device, dtype: torch.dtype) -> None:
         config = parts.transformer.config
+        clips = [parts.text_encoder.config, parts.text_encoder_2.config]
+        check_fit(
+            (
+                "latent_channels of vae",
+                parts.vae.config.latent_channels,
+                "in_channels of transformer",
+                config.in_channels,
+            ),
+            (
+                "projection_dim of both CLIP encoders",
+                sum(clip.projection_dim for clip in clips),
+                "pooled_projection_dim of transformer",
+                config.pooled_projection_dim,
+            ),
+        )
+        if parts.text_encoder_3:
+            width = parts.text_encoder_3.config.d_model
+            check_fit(
+                (
+                    "d_model of text_encoder_3",
+                    width,
+                    "joint_attention_dim of transformer",
+                    config.joint_attention_dim,
+                )
+            )
         pixels = config.patch_size * parts.vae_scale_factor
         tokenizer = parts.tokenizer_3
         limits = Limits(
@@ -61,7 +86,6 @@ class Sd3Family(DiffusionPipeline):
     def readers(self) -> Sequence[Reader]:
         parts = self._parts
         clips = [("CLIP", t, parts.tokenizer_max_length) for t in (parts.tokenizer, parts.tokenizer_2)]
-        # T5 may be left out, to save memory.
         t5 = [("T5", parts.tokenizer_3, self.limits.max_prompt_tokens)] if parts.text_encoder_3 else []
         return [*t5, *clips]
 
@@ -119,4 +143,7 @@ class Sd3Family(DiffusionPipeline):
 @register("StableDiffusion3Pipeline")
 def load(folder: Path, device: torch.device, dtype: torch.dtype, roles: frozenset[str]) -> Pipeline:
     """Load a checkpoint folder in the layout of Stable Diffusion 3 medium or 3.5 medium."""
-    return Sd3Family(load_parts(folder, StableDiffusion3Pipeline, dtype, roles), device, dtype)
+    # T5 may be left out, to save memory.
+    optional = ("text_encoder_3", "tokenizer_3")
+    parts = load_parts(folder, StableDiffusion3Pipeline, dtype, roles, optional)
+    return Sd3Family(parts, device, dtype)

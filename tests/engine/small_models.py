@@ -63,16 +63,17 @@ def _write_sd3(
     text_length: int,
     t5: bool = True,
     dynamic_shifting: bool = False,
+    width: int = 16,
+    latent_channels: int = 4,
 ) -> None:
     words, pieces = clip_tokenizer(77), t5_tokenizer(text_length)
-    width = 16
 
     def parts() -> dict[str, Any]:
         return {
             "transformer": SD3Transformer2DModel(
                 sample_size=16,
-                in_channels=4,
-                out_channels=4,
+                in_channels=latent_channels,
+                out_channels=latent_channels,
                 num_layers=3,
                 attention_head_dim=8,
                 num_attention_heads=heads,
@@ -83,7 +84,7 @@ def _write_sd3(
                 dual_attention_layers=dual_layers,
                 qk_norm=qk_norm,
             ),
-            "vae": _vae(shift_factor=0.06),
+            "vae": _vae(latent_channels, shift_factor=0.06),
             "text_encoder": _projected_clip(words, width),
             "text_encoder_2": _projected_clip(words, width),
             "text_encoder_3": layout.build_t5(pieces, width=2 * width) if t5 else None,
@@ -108,6 +109,9 @@ def _write_pixart(
     solver_order: int = 2,
     learned_sigma: bool = True,
     beta_end: float = 0.002,
+    text_width: int = 32,
+    latent_channels: int = 4,
+    additional_conditions: bool = False,
 ) -> None:
     # PixArt-Sigma's beta_end is 0.02. An untrained model's guess at such noise is off by a hundred times the
     # picture, and so are the digits that float32 has for it.
@@ -118,15 +122,16 @@ def _write_pixart(
             "transformer": PixArtTransformer2DModel(
                 num_attention_heads=heads,
                 attention_head_dim=8,
-                in_channels=4,
-                out_channels=8 if learned_sigma else 4,
+                in_channels=latent_channels,
+                out_channels=2 * latent_channels if learned_sigma else latent_channels,
+                use_additional_conditions=additional_conditions,
                 num_layers=3,
                 cross_attention_dim=8 * heads,
                 sample_size=16,
-                caption_channels=32,
+                caption_channels=text_width,
             ),
-            "vae": _vae(shift_factor=None),
-            "text_encoder": layout.build_t5(pieces, width=32),
+            "vae": _vae(latent_channels, shift_factor=None),
+            "text_encoder": layout.build_t5(pieces, width=text_width),
         }
 
     pipeline = PixArtSigmaPipeline(
@@ -139,8 +144,8 @@ def _write_pixart(
     pipeline.save_pretrained(folder)
 
 
-def _vae(**changes: Any) -> AutoencoderKL:
-    config = dict(layout.build_vae(channels=(8, 8, 8, 8)).config)
+def _vae(latent_channels: int, **changes: Any) -> AutoencoderKL:
+    config = dict(layout.build_vae(channels=(8, 8, 8, 8), latent_channels=latent_channels).config)
     return AutoencoderKL.from_config({**config, "scaling_factor": 1.5, **changes})
 
 
