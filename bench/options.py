@@ -11,6 +11,7 @@ from bench.conditions import Conditions
 from bench.runs import DEFAULT_PROFILE, SERVER_CONFIG, Setting, bundled_profiles, profile
 from bench.workloads import MIX_HELP, PROCESSES, STEPS, Workload, mix
 from scheduler import policies
+from scheduler.admission import Admission
 from scheduler.rounds import Config
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -141,6 +142,19 @@ MACHINES = [
         default="run",
         help="What becomes of requests that cannot meet their deadline any more.",
     ),
+    click.option(
+        "--admission",
+        type=click.Choice([choice.value for choice in Admission]),
+        default=Admission.ACCEPT.value,
+        help="Let all in, refuse what cannot be on time, or promise deadlines and refuse the rest.",
+    ),
+    click.option(
+        "--age-bound",
+        "age_bound_s",
+        type=POSITIVE,
+        default=SERVER_CONFIG.age_bound_s,
+        help="Who is late, or has no deadline, gets a claim on GPUs after waiting for so long, s.",
+    ),
     click.option("--budget", "budget_s", type=POSITIVE, default=0.05, help="Time for one decision, s."),
     click.option(
         "--charge-decisions",
@@ -189,6 +203,8 @@ def setting(
     lead_s: float = SERVER_CONFIG.lead_s,
     margin_s: float = SERVER_CONFIG.margin_s,
     late: str = "run",
+    admission: str = "accept",
+    age_bound_s: float = SERVER_CONFIG.age_bound_s,
     budget_s: float = 0.05,
     charge_decisions: tuple[bool, float] = (False, 0.0),
     switch_ms: float = 0.0,
@@ -223,7 +239,23 @@ def setting(
         budget_s=budget_s,
         seed=seed,
     )
-    config = Config(round_s=round_s, lead_s=lead_s, margin_s=margin_s, drop_late=late == "drop")
+    config = Config(
+        round_s=round_s,
+        lead_s=lead_s,
+        margin_s=margin_s,
+        drop_late=late == "drop",
+        age_bound_s=age_bound_s,
+    )
     return Setting(
-        workload, trace, profile_name, gpus, config, conditions, failure_rate, repair_s, failure_seed, nodes
+        workload,
+        trace,
+        profile_name,
+        gpus,
+        config,
+        conditions,
+        failure_rate,
+        repair_s,
+        failure_seed,
+        nodes,
+        Admission(admission),
     )

@@ -12,6 +12,7 @@ from bench.conditions import Conditions, random_faults
 from bench.simulator import Arrival, Outcomes, Simulation
 from bench.summary import latency_percentiles, summary
 from bench.workloads import Workload
+from scheduler.admission import Admission
 from scheduler.policies import resolve
 from scheduler.profile import Profile, load
 from scheduler.rounds import Config
@@ -19,7 +20,7 @@ from scheduler.rounds import Config
 PROFILES = Path(__file__).parent / "profiles"
 DEFAULT_PROFILE = "flux1-dev-8xh100"
 FAIR = Conditions()
-SERVER_CONFIG = Config(round_s=0.25, lead_s=0.1, margin_s=0.1)
+SERVER_CONFIG = Config(round_s=0.25, lead_s=0.1, margin_s=0.1, age_bound_s=120.0)
 """What `python -m scheduler` runs with unless it is told otherwise."""
 
 
@@ -57,6 +58,7 @@ class Setting:
     repair_s: float = 30.0
     failure_seed: int | None = None
     nodes: int = 1
+    admission: Admission = Admission.ACCEPT
 
     def seeded(self, seed: int) -> "Setting":
         """The same with another seed for all that is drawn."""
@@ -98,6 +100,7 @@ class Setting:
             conditions=self.conditions,
             faults=random_faults(range(self.gpus), self.failures_per_hour, self.repair_s, seed),
             node_size=self.gpus // self.nodes,
+            admission=self.admission,
         ).run()
 
 

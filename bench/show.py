@@ -33,6 +33,9 @@ _LABELS = {
     "solver_statuses": "solver said",
     "fallbacks": "fallbacks",
     "rejected": "assignments refused",
+    "refused": "not let in",
+    "promised": "promised",
+    "promises_broken": "promises broken",
 }
 _SHARES = {"sar", "sar_weighted", "sar_by_size", "sar_by_class", "gpu_utilisation"}
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from bench.simulator import Arrival, Outcomes
 from scheduler.problem import Decision, Stage
-from scheduler.tracking import Tracked
+from scheduler.tracking import Submission, Tracked
 
 
 def summary(outcomes: Outcomes, arrivals: Sequence[Arrival], gpus: int) -> dict[str, Any]:
     """Figures of one run.
 
-    SAR (SLO attainment ratio): requests on time / requests with a deadline; the dropped, failed and
+    SAR (SLO attainment ratio): requests on time / requests with a deadline; the refused, dropped, failed and
     cancelled are not on time. Latencies are of completed requests. Everything but `decision_ms` is the
     same for the same inputs.
     """
@@ -27,10 +27,10 @@ def summary(outcomes: Outcomes, arrivals: Sequence[Arrival], gpus: int) -> dict[
     span = outcomes.ended_at
     milliseconds = sorted(1000 * seconds for seconds in outcomes.decision_seconds)
     figures: dict[str, Any] = {
-        "requests": len(requests),
+        "requests": len(requests) + len(outcomes.refused),
         "on_time": hits,
-        "sar": sar(requests),
-        "sar_weighted": sar(requests, weighted=True),
+        "sar": sar(requests, outcomes.refused),
+        "sar_weighted": sar(requests, outcomes.refused, weighted=True),
         "sar_by_size": _sar_by(requests, lambda t: f"{t.submission.width}x{t.submission.height}"),
         "ended": dict(sorted(ends.items())),
         "latency_s": {"mean": _mean(latencies), **quantiles(latencies, (50, 95, 99))},
@@ -51,6 +51,10 @@ def summary(outcomes: Outcomes, arrivals: Sequence[Arrival], gpus: int) -> dict[
         "fallbacks": sum(map(_fell_back, outcomes.decisions)),
         "rejected": outcomes.rejected,
     }
+    if outcomes.refused or any(tracked.promised for tracked in requests):
+        figures["refused"] = len(outcomes.refused)
+        figures["promised"] = sum(tracked.promised for tracked in requests)
+        figures["promises_broken"] = sum(tracked.promised and not on_time(tracked) for tracked in requests)
     if any(labels.values()):
         figures["sar_by_class"] = _sar_by(requests, lambda t: labels[t.id])
     return figures
@@ -67,9 +71,15 @@ def on_time(tracked: Tracked) -> bool:
     return tracked.stage is Stage.DONE and not tracked.late and tracked.deadline < math.inf
 
 
-def sar(requests: Iterable[Tracked], weighted: bool = False) -> float | None:
-    """Share of the requests with a deadline that met it, by number or by weight; None: there are none."""
-    total = met = 0.0
+def sar(
+    requests: Iterable[Tracked], refused: Iterable[Submission] = (), weighted: bool = False
+) -> float | None:
+    """Share of the requests with a deadline that met it, by number or by weight; None: there are none.
+
+    Those that were refused count as late.
+    """
+    met = 0.0
+    total = sum(s.weight if weighted else 1.0 for s in refused if s.deadline_s is not None)
     for tracked in requests:
         if tracked.deadline < math.inf:
             weight = tracked.submission.weight if weighted else 1.0

@@ -1,6 +1,7 @@
 """`python -m scheduler`: the gRPC scheduler service."""
 
 import asyncio
+import math
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from scheduler import policies
+from scheduler.admission import Admission
 from scheduler.driver import Driver
 from scheduler.fleet import Fleet
 from scheduler.journal import Journal, JournalError
@@ -20,6 +22,7 @@ from scheduler.service import FleetService, SchedulerService
 from tetriserve import logs
 from tetriserve.guard import Guard
 from tetriserve.logs import Logger
+from tetriserve.quantities import parse_duration
 from tetriserve.transport import SERVER_OPTIONS, host_port
 from tetriserve.v1 import executor_pb2, executor_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
 
@@ -42,6 +45,15 @@ def _address(_context: click.Context, _parameter: click.Parameter, text: str) ->
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
     return text
+
+
+def _duration(_context: click.Context, _parameter: click.Parameter, text: str) -> float:
+    if text == "never":
+        return math.inf
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}; or never") from None
 
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -92,6 +104,21 @@ NOT_NEGATIVE = click.FloatRange(min=0)
     default="run",
     help="What becomes of requests that can't meet their deadline any more, unless they say it themselves.",
 )
+@click.option(
+    "--admission",
+    type=click.Choice([choice.value for choice in Admission]),
+    default=Admission.ACCEPT.value,
+    help="Let all requests in, refuse what cannot be on time, or promise deadlines: a promised one is kept "
+    "whatever comes later, and what cannot be promised is refused.",
+)
+@click.option(
+    "--age-bound",
+    "age_bound_s",
+    default="120s",
+    metavar="DURATION|never",
+    callback=_duration,
+    help="Who is late, or has no deadline, gets a claim on GPUs after waiting for so long.",
+)
 @click.option("--queue-limit", type=click.IntRange(min=1), default=1000, help="Outstanding requests at most.")
 @click.option(
     "--expect",
@@ -126,6 +153,8 @@ def main(
     budget_s: float,
     margin_s: float,
     late: str,
+    admission: str,
+    age_bound_s: float,
     queue_limit: int,
     expect: int,
     lease_s: float,
@@ -141,7 +170,13 @@ def main(
     environment variable: --data-dir by TETRISERVE_DATA_DIR.
     """
     logs.setup(log_format, log_level)
-    config = Config(round_s=round_s, lead_s=lead_s, margin_s=margin_s, drop_late=late == "drop")
+    config = Config(
+        round_s=round_s,
+        lead_s=lead_s,
+        margin_s=margin_s,
+        drop_late=late == "drop",
+        age_bound_s=age_bound_s,
+    )
     try:
         fleet = Fleet(node_size)
     except ValueError as error:
@@ -162,6 +197,7 @@ def main(
         budget_s=budget_s,
         lease_s=lease_s,
         expect=expect,
+        admission=Admission(admission),
         warm_groups={"auto": None, "always": True, "never": False}[warm_groups],
     )
     driver.learn(step_times)

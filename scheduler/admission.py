@@ -1,5 +1,6 @@
 """Which requests are let in: all, those that can be on time, or those whose deadline can be promised."""
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -17,6 +18,17 @@ class Admission(Enum):
     PROMISE = "promise"
 
 
+class Declined(Exception):
+    """A request that is not let in; the message says why, and what would be."""
+
+    def __init__(self, wanted_s: float, earliest_s: float, admission: Admission) -> None:
+        what = "promised" if admission is Admission.PROMISE else "met"
+        soonest = f"the earliest that can is {earliest_s:.3g} s" if earliest_s < math.inf else "none can"
+        super().__init__(
+            f"deadline: {wanted_s:g} s cannot be {what} now; {soonest} (--admission {admission.value})"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Whether a request is let in, with an offer where its deadline can be promised.
@@ -30,7 +42,12 @@ class Verdict:
 
 
 def judge(
-    rounds: Rounds, now: float, submission: Submission, admission: Admission, unpromised: bool = False
+    rounds: Rounds,
+    now: float,
+    submission: Submission,
+    admission: Admission,
+    unpromised: bool = False,
+    arrived_at: float | None = None,
 ) -> Verdict:
     """Look at a submission before it is accepted; nothing changes.
 
@@ -39,15 +56,13 @@ def judge(
     if admission is Admission.ACCEPT or submission.deadline_s is None:
         return Verdict(True)
     if admission is Admission.PROMISE:
-        offer = rounds.offer(now, submission)
+        offer = rounds.offer(now, submission, arrived_at)
         if offer.witness is not None:
             return Verdict(True, offer)
         return Verdict(unpromised, earliest_s=offer.earliest_s)
-    s = submission
-    request = Request(
-        s.id, s.width, s.height, Stage.ENCODING, s.steps, now, now, now + submission.deadline_s, s.weight
-    )
+    s, due = submission, (now if arrived_at is None else arrived_at) + submission.deadline_s
+    request = Request(s.id, s.width, s.height, Stage.ENCODING, s.steps, now, now, due, s.weight)
     parts = [moment for _, moment in rounds.best_parts(now, request)]
     if not parts or any(can_meet(moment, request) for moment in parts):
         return Verdict(True)
-    return Verdict(False, earliest_s=min(quote(m, s.width, s.height, s.steps).earliest_s for m in parts))
+    return Verdict(False, earliest_s=quote(parts[0], s.width, s.height, s.steps).earliest_s)

@@ -6,6 +6,7 @@ run in threads of their own, so that neither holds up reports and orders.
 
 import asyncio
 import contextlib
+import math
 import time
 import uuid
 from collections import Counter
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from scheduler import messages
+from scheduler.admission import Admission, Declined, Verdict, judge
 from scheduler.fleet import Executor, Fleet
 from scheduler.journal import Journal
 from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Part, Release, Truncate
@@ -23,7 +25,7 @@ from scheduler.policies import resolve
 from scheduler.problem import EVERY_ROLE, Plan, Policy, Problem, Stage
 from scheduler.profile import Profile, StepTime
 from scheduler.rounds import Rounds
-from scheduler.tracking import Tracked
+from scheduler.tracking import Submission, Tracked
 from tetriserve.logs import Logger
 from tetriserve.v1 import executor_pb2, scheduler_pb2, types_pb2
 
@@ -67,6 +69,7 @@ class Driver:
         budget_s: float,
         lease_s: float,
         expect: int,
+        admission: Admission = Admission.ACCEPT,
         warm_groups: bool | None = None,
     ) -> None:
         self.rounds = rounds
@@ -74,6 +77,7 @@ class Driver:
         self.journal = journal
         self.policy_name = policy
         self.expect = expect
+        self.admission = admission
         self.lease_s = lease_s
         self.entries: dict[str, Entry] = {}
         self.accepting = True
@@ -134,17 +138,37 @@ class Driver:
         return await asyncio.get_running_loop().run_in_executor(self._writer, write, *args)
 
     async def submit(self, request: types_pb2.Request, warnings: list[str]) -> types_pb2.RequestStatus:
-        """Accept a checked request: journal first, then the core. KeyError: the id is taken."""
+        """Accept a checked request: journal first, then the core.
+
+        KeyError: the id is taken. Declined: its deadline cannot be met, or promised.
+        """
         entry = Entry(request, warnings)
         now = self.now()
         submission = messages.submission(request)
+        self._judge(now, submission, request)
         draft = Tracked.new(submission, now)
         await self.written(self.journal.add, messages.status(draft, request, warnings, spans=False))
         self.entries[request.id] = entry
-        self.apply(self.rounds.submit(self.now(), submission, arrived_at=now))
+        try:
+            # Somebody else may have been promised the same GPUs while the journal was written.
+            verdict = self._judge(now, submission, request)
+        except Declined:
+            self.apply(self.rounds.submit(self.now(), submission, arrived_at=now))
+            self.apply(self.rounds.cancel(self.now(), request.id))
+            raise
+        self.apply(self.rounds.submit(self.now(), submission, arrived_at=now, offer=verdict.offer))
+        if verdict.offer:
+            await self.written(self.journal.update, self.live_status(request.id))
         log.info("request accepted", request=request.id, size=f"{submission.width}x{submission.height}",
                  steps=submission.steps, deadline_s=submission.deadline_s)  # fmt: skip
         return self.live_status(request.id)
+
+    def _judge(self, arrived_at: float, submission: Submission, request: types_pb2.Request) -> Verdict:
+        now = self.now()
+        verdict = judge(self.rounds, now, submission, self.admission, request.unpromised, arrived_at)
+        if not verdict.accepted:
+            raise Declined(submission.deadline_s or math.inf, verdict.earliest_s, self.admission)
+        return verdict
 
     async def restore(self) -> int:
         """Go on with what the journal holds; the number of requests resumed."""
@@ -159,6 +183,7 @@ class Driver:
                     messages.submission(request),
                     arrived_at=status.submitted_at.ToNanoseconds() / 1e9,
                     checkpoint=checkpoint[0] if checkpoint else 0,
+                    promised=status.promised,
                 )
             )
         return len(resumed)

@@ -72,6 +72,7 @@ def status(
         error=tracked.error,
         warnings=warnings,
         gpu_seconds=tracked.gpu_seconds,
+        promised=tracked.promised,
     )
     if tracked.deadline < math.inf:
         message.deadline_at.CopyFrom(timestamp(tracked.deadline))

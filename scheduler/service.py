@@ -9,9 +9,10 @@ import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
 from scheduler import limits, messages, policies
+from scheduler.admission import Admission, Declined
 from scheduler.driver import Driver
 from scheduler.fleet import Executor, Refused
-from scheduler.problem import ROLES
+from scheduler.problem import ROLES, Request, Stage
 from scheduler.quote import quote
 from tetriserve.logs import Logger
 from tetriserve.transport import CHUNK_BYTES
@@ -49,8 +50,12 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 Code.RESOURCE_EXHAUSTED,
                 f"{self._queue_limit} requests are outstanding, the most allowed (--queue-limit): try later",
             )
+        if driver.admission is not Admission.ACCEPT and request.HasField("deadline") and not driver.ready:
+            await context.abort(Code.UNAVAILABLE, "the cluster is not ready: step times are being measured")
         try:
             status = await driver.submit(request, [])
+        except Declined as error:
+            await context.abort(Code.FAILED_PRECONDITION, str(error))
         except KeyError:
             # Somebody took the id while we looked the other way.
             return await self._again(await self._status(request.id, context), request, context)
@@ -72,10 +77,13 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             limits.check_image(image, model)
         except ValueError as error:
             await context.abort(Code.INVALID_ARGUMENT, str(error))
-        problem = self._driver.rounds.snapshot(self._driver.now())
-        if problem is None:
+        now = self._driver.now()
+        wanted = Request("quote", image.width, image.height, Stage.ENCODING, image.steps, now, now)
+        parts = [problem for _, problem in self._driver.rounds.best_parts(now, wanted)]
+        if not parts:
             await context.abort(Code.UNAVAILABLE, "no executor takes work at the moment: try again later")
-        found = await asyncio.to_thread(quote, problem, image.width, image.height, image.steps)
+        quotes = [await asyncio.to_thread(quote, p, image.width, image.height, image.steps) for p in parts]
+        found = min(quotes, key=lambda quote: quote.earliest_s)
         return scheduler_pb2.QuoteResponse(
             earliest=_duration(found.earliest_s),
             alone=_duration(found.alone_s),
@@ -164,6 +172,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         rounds = driver.rounds
         response = scheduler_pb2.GetClusterResponse(
             policy=driver.policy_name,
+            admission=driver.admission.value,
             policies=policies.names(),
             outstanding=rounds.outstanding,
             queue_limit=self._queue_limit,

@@ -108,7 +108,7 @@ def test_json_keys_stay(fake: FakeScheduler) -> None:
     request = {
         "id", "stage", "verdict", "prompt", "negative_prompt", "width", "height", "steps", "seed", "guidance",
         "lora", "lora_scale",
-        "deadline_s", "weight", "on_late", "steps_done", "slots", "degree", "submitted_at", "deadline_at",
+        "deadline_s", "weight", "on_late", "promised", "steps_done", "slots", "degree", "submitted_at", "deadline_at",
         "finished_at", "latency_s", "gpu_seconds", "error", "warnings",
     }  # fmt: skip
     queue(fake)

@@ -22,7 +22,15 @@ CORE = {
     "placement": {"problem", "profile"},
     "orders": {"problem", "profile"},
     "tracking": {"orders", "problem", "profile"},
-    "rounds": {"orders", "placement", "problem", "profile", "tracking"},
+    "dispatch": {"problem", "profile"},
+    "nodes": {"dispatch", "problem", "tracking"},
+    "timetable": {"placement", "problem"},
+    "promises": {"problem", "timetable"},
+    "warmth": {"placement"},
+    "rounds": {
+        *("orders", "placement", "problem", "profile", "tracking"),
+        *("dispatch", "nodes", "promises", "timetable", "warmth"),
+    },
 }
 
 

@@ -31,6 +31,7 @@ def status_json(status: RequestStatus, *, spans: bool = False) -> Json:
         "deadline_s": request.deadline,
         "weight": request.weight,
         "on_late": request.on_late.value,
+        "promised": status.promised,
         "steps_done": status.steps_done,
         "slots": list(status.slots),
         "degree": status.degree,
@@ -73,6 +74,7 @@ def cluster_json(cluster: Cluster) -> Json:
     return {
         "ready": cluster.ready,
         **policy_json(cluster),
+        "admission": cluster.admission,
         "outstanding": cluster.outstanding,
         "queue_limit": cluster.queue_limit,
         "rounds": cluster.rounds,

@@ -51,6 +51,7 @@ def submit(
     guidance: float | None,
     negative_prompt: str,
     lora: str | None,
+    unpromised: bool,
 ) -> Call[RequestStatus]:
     seed = _seed(id) if seed is None else seed
     image = _image(prompt, size, steps, seed, guidance, negative_prompt, lora)
@@ -60,6 +61,7 @@ def submit(
         deadline=None if deadline is None else parse_duration(deadline),
         weight=weight,
         on_late=_choice(OnLate, on_late, "on_late"),
+        unpromised=unpromised,
     )
     message = scheduler_pb2.SubmitRequest(request=convert.request_to_proto(request))
     return Call("Submit", message, lambda answer: convert.status_from_proto(answer.status))

@@ -138,6 +138,11 @@ def main() -> None:
     show_default=True,
     help="When the deadline cannot be met: run on, or drop it; default is the scheduler's choice.",
 )
+@click.option(
+    "--unpromised",
+    is_flag=True,
+    help="Where deadlines are promised: be content without, if this one cannot be.",
+)
 @click.option("--id", help="An id of your own: submitting it again is harmless. [default: random]")
 @click.option("--wait/--no-wait", default=True, help="Wait for the image, or print the id and leave.")
 @output_png

@@ -60,6 +60,7 @@ class Client:
         guidance: float | None = None,
         negative_prompt: str = "",
         lora: str | None = None,
+        unpromised: bool = False,
     ) -> RequestStatus:
         """Ask for an image; returns when the request is in the scheduler's journal.
 
@@ -68,10 +69,23 @@ class Client:
         chosen at random. An id of your own makes it harmless to submit the same request again; the
         seed then follows from the id. `negative_prompt` is what not to draw; a model that takes none
         warns. `lora` names an adapter that the executors have, "sketch", or "sketch:0.8" to add less of it.
+        Where the scheduler promises deadlines, FailedPrecondition says that it cannot promise this one, and
+        what it could; `unpromised` is content without.
         """
         return self._run(
             calls.submit(
-                prompt, size, steps, seed, deadline, weight, on_late, id, guidance, negative_prompt, lora
+                prompt,
+                size,
+                steps,
+                seed,
+                deadline,
+                weight,
+                on_late,
+                id,
+                guidance,
+                negative_prompt,
+                lora,
+                unpromised,
             )
         )
 
@@ -197,11 +211,23 @@ class AsyncClient:
         guidance: float | None = None,
         negative_prompt: str = "",
         lora: str | None = None,
+        unpromised: bool = False,
     ) -> RequestStatus:
         """As Client.submit."""
         return await self._run(
             calls.submit(
-                prompt, size, steps, seed, deadline, weight, on_late, id, guidance, negative_prompt, lora
+                prompt,
+                size,
+                steps,
+                seed,
+                deadline,
+                weight,
+                on_late,
+                id,
+                guidance,
+                negative_prompt,
+                lora,
+                unpromised,
             )
         )
 

@@ -86,6 +86,7 @@ def request_to_proto(request: Request) -> types_pb2.Request:
         image=image_to_proto(request.image),
         weight=request.weight,
         on_late=_ON_LATE_NUMBERS[request.on_late],
+        unpromised=request.unpromised,
     )
     if request.deadline is not None:
         message.deadline.FromNanoseconds(round(request.deadline * 1e9))
@@ -114,6 +115,7 @@ def status_from_proto(message: types_pb2.RequestStatus) -> RequestStatus:
         warnings=tuple(message.warnings),
         gpu_seconds=message.gpu_seconds,
         spans=tuple(_span(span) for span in message.spans),
+        promised=message.promised,
     )
 
 
@@ -140,6 +142,7 @@ def cluster_from_proto(message: scheduler_pb2.GetClusterResponse) -> Cluster:
         expected_executors=message.expected_executors,
         ready=message.ready,
         warnings=tuple(message.warnings),
+        admission=message.admission or "accept",
     )
 
 
@@ -161,6 +164,7 @@ def _request(message: types_pb2.Request) -> Request:
         deadline=_seconds(message.deadline) if message.HasField("deadline") else None,
         weight=message.weight if message.HasField("weight") else 1.0,
         on_late=_ON_LATE.get(message.on_late, OnLate.DEFAULT),
+        unpromised=message.unpromised,
     )
 
 

@@ -56,7 +56,7 @@ class AlreadyExists(RpcError):
 
 
 class FailedPrecondition(RpcError):
-    """The request's stage does not allow this."""
+    """The request's stage does not allow this; or its deadline cannot be met or promised."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
 

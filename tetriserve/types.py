@@ -79,6 +79,8 @@ class Request:
     weight: float = 1.0
     """What meeting the deadline is worth against others."""
     on_late: OnLate = OnLate.DEFAULT
+    unpromised: bool = False
+    """Where deadlines are promised: be content without, if this one cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,9 @@ class RequestStatus:
     """Device time spent on it, over all GPUs."""
     spans: tuple[Span, ...] = field(default=())
     """What ran where; only `get`, `wait` and `submit` have it, `watch` and `list` leave it out."""
+
+    promised: bool = False
+    """The scheduler keeps the deadline, whatever else is submitted."""
 
     @property
     def id(self) -> str:
@@ -261,5 +266,7 @@ class Cluster:
     """Executors that work waits for; 0: none."""
     ready: bool
     """Whether work can run."""
+    admission: str = "accept"
+    """Which requests are let in: accept, reject-late or promise."""
     warnings: tuple[str, ...] = ()
     """What keeps requests waiting, e.g. a stage that no executor can run."""

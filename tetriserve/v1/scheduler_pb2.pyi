@@ -126,7 +126,7 @@ class GetClusterRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetClusterResponse(_message.Message):
-    __slots__ = ("executors", "policy", "policies", "outstanding", "queue_limit", "model", "rounds", "expected_executors", "ready", "warnings")
+    __slots__ = ("executors", "policy", "policies", "outstanding", "queue_limit", "model", "rounds", "expected_executors", "ready", "warnings", "admission")
     EXECUTORS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     POLICIES_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +137,7 @@ class GetClusterResponse(_message.Message):
     EXPECTED_EXECUTORS_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
     executors: _containers.RepeatedCompositeFieldContainer[ExecutorStatus]
     policy: str
     policies: _containers.RepeatedScalarFieldContainer[str]
@@ -147,7 +148,8 @@ class GetClusterResponse(_message.Message):
     expected_executors: int
     ready: bool
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, executors: _Optional[_Iterable[_Union[ExecutorStatus, _Mapping]]] = ..., policy: _Optional[str] = ..., policies: _Optional[_Iterable[str]] = ..., outstanding: _Optional[int] = ..., queue_limit: _Optional[int] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., rounds: _Optional[int] = ..., expected_executors: _Optional[int] = ..., ready: _Optional[bool] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    admission: str
+    def __init__(self, executors: _Optional[_Iterable[_Union[ExecutorStatus, _Mapping]]] = ..., policy: _Optional[str] = ..., policies: _Optional[_Iterable[str]] = ..., outstanding: _Optional[int] = ..., queue_limit: _Optional[int] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., rounds: _Optional[int] = ..., expected_executors: _Optional[int] = ..., ready: _Optional[bool] = ..., warnings: _Optional[_Iterable[str]] = ..., admission: _Optional[str] = ...) -> None: ...
 
 class ExecutorStatus(_message.Message):
     __slots__ = ("slot", "address", "node", "device", "request_ids", "stage", "degree", "orders", "busy_seconds", "roles")

@@ -30,7 +30,8 @@ class SchedulerServiceStub:
 
     Errors: INVALID_ARGUMENT names the field and what is allowed; NOT_FOUND an
     unknown id; ALREADY_EXISTS an id in use by another request;
-    FAILED_PRECONDITION what the request's stage does not allow;
+    FAILED_PRECONDITION what the request's stage does not allow, or a deadline
+    that cannot be met or promised (`--admission`);
     RESOURCE_EXHAUSTED a full queue; UNAVAILABLE a scheduler that is stopping or
     has no executor yet.
     """
@@ -93,7 +94,8 @@ class SchedulerServiceServicer:
 
     Errors: INVALID_ARGUMENT names the field and what is allowed; NOT_FOUND an
     unknown id; ALREADY_EXISTS an id in use by another request;
-    FAILED_PRECONDITION what the request's stage does not allow;
+    FAILED_PRECONDITION what the request's stage does not allow, or a deadline
+    that cannot be met or promised (`--admission`);
     RESOURCE_EXHAUSTED a full queue; UNAVAILABLE a scheduler that is stopping or
     has no executor yet.
     """
@@ -224,7 +226,8 @@ class SchedulerService:
 
     Errors: INVALID_ARGUMENT names the field and what is allowed; NOT_FOUND an
     unknown id; ALREADY_EXISTS an id in use by another request;
-    FAILED_PRECONDITION what the request's stage does not allow;
+    FAILED_PRECONDITION what the request's stage does not allow, or a deadline
+    that cannot be met or promised (`--admission`);
     RESOURCE_EXHAUSTED a full queue; UNAVAILABLE a scheduler that is stopping or
     has no executor yet.
     """

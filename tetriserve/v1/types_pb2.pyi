@@ -73,18 +73,20 @@ class ImageSpec(_message.Message):
     def __init__(self, prompt: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., seed: _Optional[int] = ..., guidance: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., lora: _Optional[str] = ..., lora_scale: _Optional[float] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("id", "image", "deadline", "weight", "on_late")
+    __slots__ = ("id", "image", "deadline", "weight", "on_late", "unpromised")
     ID_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     ON_LATE_FIELD_NUMBER: _ClassVar[int]
+    UNPROMISED_FIELD_NUMBER: _ClassVar[int]
     id: str
     image: ImageSpec
     deadline: _duration_pb2.Duration
     weight: float
     on_late: OnLate
-    def __init__(self, id: _Optional[str] = ..., image: _Optional[_Union[ImageSpec, _Mapping]] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., weight: _Optional[float] = ..., on_late: _Optional[_Union[OnLate, str]] = ...) -> None: ...
+    unpromised: bool
+    def __init__(self, id: _Optional[str] = ..., image: _Optional[_Union[ImageSpec, _Mapping]] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., weight: _Optional[float] = ..., on_late: _Optional[_Union[OnLate, str]] = ..., unpromised: _Optional[bool] = ...) -> None: ...
 
 class Span(_message.Message):
     __slots__ = ("stage", "slots", "first_step", "steps", "begin", "end", "batch")
@@ -105,7 +107,7 @@ class Span(_message.Message):
     def __init__(self, stage: _Optional[_Union[Stage, str]] = ..., slots: _Optional[_Iterable[int]] = ..., first_step: _Optional[int] = ..., steps: _Optional[int] = ..., begin: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., batch: _Optional[int] = ...) -> None: ...
 
 class RequestStatus(_message.Message):
-    __slots__ = ("request", "stage", "steps_done", "slots", "submitted_at", "deadline_at", "finished_at", "verdict", "error", "warnings", "gpu_seconds", "spans")
+    __slots__ = ("request", "stage", "steps_done", "slots", "submitted_at", "deadline_at", "finished_at", "verdict", "error", "warnings", "gpu_seconds", "spans", "promised")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     STEPS_DONE_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +120,7 @@ class RequestStatus(_message.Message):
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     GPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
+    PROMISED_FIELD_NUMBER: _ClassVar[int]
     request: Request
     stage: Stage
     steps_done: int
@@ -130,4 +133,5 @@ class RequestStatus(_message.Message):
     warnings: _containers.RepeatedScalarFieldContainer[str]
     gpu_seconds: float
     spans: _containers.RepeatedCompositeFieldContainer[Span]
-    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., stage: _Optional[_Union[Stage, str]] = ..., steps_done: _Optional[int] = ..., slots: _Optional[_Iterable[int]] = ..., submitted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deadline_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., error: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., gpu_seconds: _Optional[float] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ...) -> None: ...
+    promised: bool
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., stage: _Optional[_Union[Stage, str]] = ..., steps_done: _Optional[int] = ..., slots: _Optional[_Iterable[int]] = ..., submitted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deadline_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., error: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., gpu_seconds: _Optional[float] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., promised: _Optional[bool] = ...) -> None: ...
