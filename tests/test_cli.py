@@ -108,7 +108,8 @@ def test_json_keys_stay(fake: FakeScheduler) -> None:
     request = {
         "id", "stage", "verdict", "prompt", "negative_prompt", "width", "height", "steps", "seed", "guidance",
         "lora", "lora_scale",
-        "deadline_s", "weight", "on_late", "promised", "steps_done", "slots", "degree", "submitted_at", "deadline_at",
+        "deadline_s", "weight", "on_late", "promised", "steps_done", "slots", "degree", "submitted_at",
+        "deadline_at",
         "finished_at", "latency_s", "gpu_seconds", "error", "warnings",
     }  # fmt: skip
     queue(fake)
@@ -116,7 +117,16 @@ def test_json_keys_stay(fake: FakeScheduler) -> None:
     assert got.keys() == request | {"degrees", "spans"}
     assert got["submitted_at"] == "2026-01-02T03:04:05.000000+00:00"
     assert (got["stage"], got["verdict"], got["degrees"]) == ("done", "on_time", [1, 2, 1])
-    assert got["spans"][1].keys() == {"stage", "slots", "degree", "first_step", "steps", "begin", "end"}
+    assert got["spans"][1].keys() == {
+        "stage",
+        "slots",
+        "degree",
+        "first_step",
+        "steps",
+        "begin",
+        "end",
+        "batch",
+    }
     assert [row.keys() for row in json.loads(run("list", "--json").stdout)] == [request]
     assert json.loads(run("cancel", "mine", "--json").stdout).keys() == request
     assert json.loads(run("submit", "x", "--no-wait", "--json").stdout).keys() == request
