@@ -36,7 +36,7 @@ _POLICIES: dict[str, _Entry] = {
     "tetriserve": _Entry(
         "tetriserve",
         "tetriserve",
-        "the paper's rounds and knapsack; variants: schedule, placement (parts of it), event",
+        "the paper's rounds and knapsack; variants: schedule, placement, scale-up (parts of it), event",
         "VARIANT",
         optional=True,
     ),

@@ -1,0 +1,121 @@
+"""Selective batching: requests that would wait share the steps of others of their size.
+
+Where one picture does not fill a GPU, two together take less than twice as long. The price is paid by
+who runs already: each of its steps takes longer. So only those orders are shared that can afford it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from scheduler.policies.mix import TOLERANCE
+from scheduler.problem import Assignment, Problem, Request, Stage
+
+LEAST_SAVING = 0.05
+"""A newcomer must save this share, at least, of the GPU-seconds that its step takes alone."""
+
+
+def share(problem: Problem, assignments: Sequence[Assignment]) -> tuple[Assignment, ...]:
+    """The orders, with waiting requests taken into them, those with the earliest deadline first.
+
+    A request joins an order of its size where
+
+    - that takes fewer GPU-seconds a step than the request alone at its cheapest degree;
+    - all who have the order now, as far as they can be on time, would still be, if they had all that is
+      left to do in a batch of that size;
+    - the request itself, if it can be on time, can still be after it.
+
+    The order ends no later than before: it has fewer steps where these take longer.
+    """
+    requests = {request.id: request for request in problem.requests}
+    given = {request_id for a in assignments for request_id in a.request_ids}
+    hosts: dict[tuple[int, int], list[_Host]] = defaultdict(list)
+    for index, assignment in enumerate(assignments):
+        members = [requests[request_id] for request_id in assignment.request_ids]
+        if assignment.stage is Stage.DENOISING and not members[0].alone:
+            size = members[0].width, members[0].height
+            hosts[size].append(_Host(problem, index, assignment, members))
+    shared = list(assignments)
+    for request in _waiting(problem, given):
+        size = request.width, request.height
+        hosts[size] = [host for host in hosts[size] if host.has_room()]
+        fits = [host for host in hosts[size] if host.takes(request)]
+        if fits:
+            host = min(fits, key=lambda host: (host.extra, host.index))
+            host.take(request)
+            shared[host.index] = host.assignment
+    return tuple(shared)
+
+
+def _waiting(problem: Problem, given: Iterable[str]) -> list[Request]:
+    given = set(given)
+    waiting = [
+        (problem.is_late(r), r.deadline, r.arrived_at, r.id, r)
+        for r in problem.requests
+        if r.stage is Stage.DENOISING and r.ready_at <= problem.horizon and not r.alone and r.id not in given
+    ]
+    return [r for late, *_, r in sorted(waiting, key=lambda w: w[:-1]) if not (late and r.drop_late)]
+
+
+@dataclass(slots=True)
+class _Host:
+    """An order, and what it would be with one request more."""
+
+    problem: Problem
+    index: int
+    assignment: Assignment
+    members: list[Request]
+
+    def _step(self, batch: int) -> float:
+        first = self.members[0]
+        return self.problem.profile.step(first.width, first.height, self.assignment.degree, batch)
+
+    @property
+    def extra(self) -> float:
+        """GPU-seconds of a step that one request more costs."""
+        batch = len(self.members)
+        return self.assignment.degree * (self._step(batch + 1) - self._step(batch))
+
+    @property
+    def _next_steps(self) -> int:
+        """Steps of the larger batch within the time of the order."""
+        room = self.assignment.end - self.assignment.begin
+        return min(self.assignment.steps, int(room / self._step(len(self.members) + 1) + TOLERANCE))
+
+    def has_room(self) -> bool:
+        """Whether one more would be worth it and hurt nobody who has the order."""
+        first, profile, batch = self.members[0], self.problem.profile, len(self.members) + 1
+        if batch > profile.max_batch(first.width, first.height) or self._next_steps < 1:
+            return False
+        cheapest = min(
+            degree * profile.step(first.width, first.height, degree)
+            for degree in profile.degrees(first.width, first.height)
+        )
+        if self.extra > (1 - LEAST_SAVING) * cheapest:
+            return False
+        return all(self.problem.is_late(member) or self._affords(member) for member in self.members)
+
+    def _affords(self, member: Request) -> bool:
+        step, decode = self._step(len(self.members) + 1), self._decode
+        return self.assignment.begin + member.steps * step + decode <= member.deadline - self.problem.margin_s
+
+    @property
+    def _decode(self) -> float:
+        return self.problem.profile.decode(self.members[0].width, self.members[0].height)
+
+    def takes(self, request: Request) -> bool:
+        """Whether the request could have part in all of the order, and be on time if it can be."""
+        if request.ready_at > self.assignment.begin + TOLERANCE or not request.can_join(self.members[0]):
+            return False
+        steps = min(self._next_steps, request.steps)
+        end = self.assignment.begin + steps * self._step(len(self.members) + 1)
+        after = replace(request, steps=request.steps - steps, ready_at=end)
+        return self.problem.is_late(request) or not self.problem.is_late(after)
+
+    def take(self, request: Request) -> None:
+        """Let it in."""
+        steps = min(self._next_steps, request.steps)
+        end = self.assignment.begin + steps * self._step(len(self.members) + 1)
+        ids = (*self.assignment.request_ids, request.id)
+        self.assignment = replace(self.assignment, request_ids=ids, steps=steps, end=end)
+        self.members.append(request)
