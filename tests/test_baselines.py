@@ -155,23 +155,29 @@ def test_a_plan_gives_only_what_may_be_given(name, seed, gpus):
     requests = {request.id: request for request in given_problem.requests}
     free_at = {gpu.slot: gpu.free_at for gpu in given_problem.gpus}
     taken: set[int] = set()
-    assert len({a.request_ids[0] for a in plan.assignments}) == len(plan.assignments)
+    given_to = [request_id for a in plan.assignments for request_id in a.request_ids]
+    assert len(set(given_to)) == len(given_to)
     for a in plan.assignments:
-        request = requests[a.request_ids[0]]
-        assert request.ready_at <= given_problem.horizon
+        members = [requests[request_id] for request_id in a.request_ids]
+        request = members[0]
+        assert all(member.ready_at <= given_problem.horizon for member in members)
+        assert all(member.can_join(request) for member in members[1:])
+        assert a.batch <= given_problem.profile.max_batch(request.width, request.height)
         assert all(free_at[slot] <= given_problem.horizon for slot in a.slots)
         assert mask_of(a.slots) in board.layout.blocks[a.degree], "not an aligned block of one node"
         assert taken.isdisjoint(a.slots)
         taken.update(a.slots)
         assert a.stage is request.stage
         assert a.degree in given_problem.degrees(request)
-        assert a.begin == max(given_problem.now, request.ready_at, *(free_at[s] for s in a.slots))
-        assert a.end == pytest.approx(a.begin + given_problem.duration(request, a.degree, a.steps))
+        ready = [member.ready_at for member in members]
+        assert a.begin == max(given_problem.now, *ready, *(free_at[s] for s in a.slots))
+        assert a.end == pytest.approx(a.begin + given_problem.duration(request, a.degree, a.steps, a.batch))
         if request.stage is Stage.DENOISING:
-            assert 1 <= a.steps <= given_problem.steps_per_order(request, a.degree)
+            assert 1 <= a.steps <= given_problem.steps_per_order(request, a.degree, a.batch)
+            assert a.steps <= min(member.steps for member in members)
         else:
             assert a.steps == 0
-        assert not (request.drop_late and request.id in plan.late)
+        assert not any(member.drop_late and member.id in plan.late for member in members)
     assert set(plan.late) == {r.id for r in given_problem.requests if given_problem.is_late(r)}
     assert plan.again_at > given_problem.now
 
@@ -324,10 +330,11 @@ def test_every_request_ends_when_executors_die(name):
 def test_steps_begin_with_rounds():
     round_s, lead_s = 0.5, 0.1
     outcomes = simulate("tetriserve", crowd(7), round_s=round_s, lead_s=lead_s)
+    # What has just been encoded goes on at once, and others with it; so does who shared another's last step.
+    encoded = {tracked.spans[0].end for tracked in outcomes.requests}
     for tracked in outcomes.requests:
-        encoded = tracked.spans[0].end
-        for span in tracked.spans:
-            if span.stage is Stage.DENOISING and span.begin != encoded:
+        for before, span in itertools.pairwise(tracked.spans):
+            if span.stage is Stage.DENOISING and span.begin not in encoded and before.batch == 1:
                 phase = (span.begin + lead_s / 2) % round_s
                 assert phase <= lead_s + 1e-6 or phase >= round_s - 1e-6
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from scheduler.policies.mix import TOLERANCE
 from scheduler.problem import Assignment, Problem, Request, Stage
 
+SPARE_ROUNDS = 0.5
+"""Rounds that must be left before a deadline, for what the plan does not foresee."""
 LEAST_SAVING = 0.05
 """A newcomer must save this share, at least, of the GPU-seconds that its step takes alone."""
 
@@ -23,7 +25,7 @@ def share(problem: Problem, assignments: Sequence[Assignment]) -> tuple[Assignme
     - that takes fewer GPU-seconds a step than the request alone at its cheapest degree;
     - all who have the order now, as far as they can be on time, would still be, if they had all that is
       left to do in a batch of that size;
-    - the request itself, if it can be on time, can still be after it.
+    - the request itself can still be on time after it; one that is late anyway joins the late alone.
 
     The order ends no later than before: it has fewer steps where these take longer.
     """
@@ -96,8 +98,11 @@ class _Host:
         return all(self.problem.is_late(member) or self._affords(member) for member in self.members)
 
     def _affords(self, member: Request) -> bool:
-        step, decode = self._step(len(self.members) + 1), self._decode
-        return self.assignment.begin + member.steps * step + decode <= member.deadline - self.problem.margin_s
+        problem, batch = self.problem, len(self.members) + 1
+        end = self.assignment.begin + member.steps * self._step(batch)
+        # Those who step together also want to be decoded at the same moment.
+        spare = SPARE_ROUNDS * problem.round_s + problem.margin_s
+        return end + batch * self._decode + spare <= member.deadline
 
     @property
     def _decode(self) -> float:
@@ -107,10 +112,11 @@ class _Host:
         """Whether the request could have part in all of the order, and be on time if it can be."""
         if request.ready_at > self.assignment.begin + TOLERANCE or not request.can_join(self.members[0]):
             return False
+        if self.problem.is_late(request):
+            return all(map(self.problem.is_late, self.members))
         steps = min(self._next_steps, request.steps)
         end = self.assignment.begin + steps * self._step(len(self.members) + 1)
-        after = replace(request, steps=request.steps - steps, ready_at=end)
-        return self.problem.is_late(request) or not self.problem.is_late(after)
+        return not self.problem.is_late(replace(request, steps=request.steps - steps, ready_at=end))
 
     def take(self, request: Request) -> None:
         """Let it in."""
