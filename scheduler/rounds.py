@@ -861,7 +861,10 @@ class Rounds:
         self, now: float, tracked: Tracked, flight: Flight, part: Part, bad: list[Report]
     ) -> list[Effect]:
         worst = next((r for r in bad if r.outcome is Outcome.ERROR), bad[0])
-        if tracked.id not in flight.withdrawn and any(r.outcome is not Outcome.RETURNED for r in bad):
+        # Where its predecessor is still out, it could not begin for want of the state.
+        behind = any(ahead.order.id < flight.order.id for ahead in tracked.flights)
+        tried = not behind and any(report.outcome is not Outcome.RETURNED for report in bad)
+        if tried and tracked.id not in flight.withdrawn:
             if len(flight.order.parts) > 1:
                 # Nobody knows yet whose fault it was.
                 tracked.alone = True

@@ -31,17 +31,15 @@ def share(problem: Problem, assignments: Sequence[Assignment]) -> tuple[Assignme
     """
     requests = {request.id: request for request in problem.requests}
     given = {request_id for a in assignments for request_id in a.request_ids}
-    hosts: dict[tuple[int, int], list[_Host]] = defaultdict(list)
+    hosts: dict[tuple[object, ...], list[_Host]] = defaultdict(list)
     for index, assignment in enumerate(assignments):
         members = [requests[request_id] for request_id in assignment.request_ids]
         if assignment.stage is Stage.DENOISING and not members[0].alone:
-            size = members[0].width, members[0].height
-            hosts[size].append(_Host(problem, index, assignment, members))
+            hosts[members[0].batch_key].append(_Host(problem, index, assignment, members))
     shared = list(assignments)
     for request in _waiting(problem, given):
-        size = request.width, request.height
-        hosts[size] = [host for host in hosts[size] if host.has_room()]
-        fits = [host for host in hosts[size] if host.takes(request)]
+        open_hosts = hosts[request.batch_key] = [h for h in hosts[request.batch_key] if h.has_room()]
+        fits = [host for host in open_hosts if host.takes(request)]
         if fits:
             host = min(fits, key=lambda host: (host.extra, host.index))
             host.take(request)
