@@ -138,7 +138,7 @@ def test_json_keys_stay(fake: FakeScheduler) -> None:
     cluster = json.loads(run("cluster", "--json").stdout)
     assert cluster.keys() == {
         "ready", "policy", "policies", "outstanding", "queue_limit", "rounds", "expected_executors", "model",
-        "executors", "warnings",
+        "executors", "warnings", "admission",
     }  # fmt: skip
     assert [executor["request_id"] for executor in cluster["executors"]] == [None, "r1"]
     assert json.loads(run("policy", "set", "edf", "--json").stdout) == {
