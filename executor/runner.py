@@ -230,7 +230,7 @@ class Runner(threading.Thread):
         if holders:
             data = self._wait(job, self._courier.fetch(job, part, holders))
             if data is not None:
-                return unpack(data, self._pipeline.device)
+                return self._pipeline.checked(unpack(data, self._pipeline.device))
         self._check(job)
         if part.first_step > 0:
             raise StateMissing(f"the state at step {part.first_step} is not held by {holders or 'anybody'}")
@@ -243,7 +243,7 @@ class Runner(threading.Thread):
         state = unpack_latent(part.checkpoint, image, condition, self._pipeline.device)
         if state.step != part.first_step:
             raise ValueError(f"the checkpoint is at step {state.step}, not at {part.first_step}")
-        return state
+        return self._pipeline.checked(state)
 
     def _condition(self, image: ImageSpec) -> Condition:
         if ENCODE not in self._pipeline.roles:

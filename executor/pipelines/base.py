@@ -92,6 +92,13 @@ class Pipeline(ABC):
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         """Shape of a state's latent for a picture of that size in pixels."""
 
+    def checked(self, state: State) -> State:
+        """A state that came from elsewhere. ValueError where its latent is not one of this model."""
+        shape, expected = tuple(state.latent.shape), self.latent_shape(state.image.width, state.image.height)
+        if shape != expected:
+            raise ValueError(f"the latent is {shape}, this model has {expected} for such a picture")
+        return state
+
     def guidance(self, image: ImageSpec) -> float | None:
         """How closely its prompt is followed; None where the model takes no guidance."""
         default = self.limits.default_guidance

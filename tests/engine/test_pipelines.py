@@ -56,7 +56,9 @@ def draw(pipeline: Pipeline, image: ImageSpec, group: Group) -> State:
 
 def stock(folder: str, image: ImageSpec, output: str, dtype: torch.dtype = torch.float32):
     """The same request as diffusers' own pipeline does it."""
-    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+    index = json.loads((Path(folder) / "model_index.json").read_text())
+    left_out = {name: None for name, source in index.items() if source == [None, None]}
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **left_out)
     pipeline.set_progress_bar_config(disable=True)
     taken = inspect.signature(pipeline.__call__).parameters
     t5, options = {
@@ -64,7 +66,8 @@ def stock(folder: str, image: ImageSpec, output: str, dtype: torch.dtype = torch
         "StableDiffusion3Pipeline": ("tokenizer_3", {}),
         "PixArtSigmaPipeline": ("tokenizer", {"clean_caption": False, "use_resolution_binning": False}),
     }[type(pipeline).__name__]
-    options["max_sequence_length"] = getattr(pipeline, t5).model_max_length
+    if tokenizer := getattr(pipeline, t5):
+        options["max_sequence_length"] = tokenizer.model_max_length
     if image.guidance is not None:
         options["guidance_scale"] = image.guidance
     if image.negative_prompt and "negative_prompt" in taken:
@@ -208,11 +211,73 @@ def test_what_is_not_heeded_is_warned_of(four, six):
     assert distilled.check(dataclasses.replace(IMAGE, prompt="sun " * 10)) == []
 
 
-def test_limits_and_fingerprint_follow_the_model(four, six, tmp_path):
+def test_what_a_negative_prompt_comes_to(loaded):
+    flux, sd3, pixart = (loaded(name) for name in ("4 heads", "sd3", "pixart"))
+    negative = dataclasses.replace(IMAGE, prompt="a boat", negative_prompt="sun " * 100)
+    assert flux.check(negative) == ["the negative prompt is ignored: this model takes none"]
+    assert not flux.is_guided(negative)
+    for pipeline in (sd3, pixart):
+        assert pipeline.is_guided(negative)
+        warnings = pipeline.check(negative)
+        assert warnings
+        assert all("the negative prompt is cut" in warning for warning in warnings)
+        for guidance in (0.0, 1.0):
+            unguided = dataclasses.replace(negative, guidance=guidance)
+            assert pipeline.check(unguided) == ["the negative prompt is ignored: guidance is not above 1"]
+            assert pipeline.encode(unguided).keys() == pipeline.encode_text("a boat").keys()
+    assert (sd3.limits.default_guidance, pixart.limits.default_guidance) == (7.0, 4.5)
+
+
+def test_limits_and_fingerprint_follow_the_model(loaded, four, six, tmp_path):
     assert (four.family, four.heads, four.limits.max_prompt_tokens) == ("flux", 4, 13)
     assert (six.heads, six.limits.default_guidance) == (6, None)
-    assert four.fingerprint != six.fingerprint
-    assert load(write(tmp_path / "other seed", "4 heads", seed=9)).fingerprint == four.fingerprint
+    sd3, pixart = loaded("sd3.5, 5 heads"), loaded("pixart")
+    assert (sd3.family, sd3.heads, sd3.limits.max_prompt_tokens) == ("sd3", 5, 9)
+    assert (pixart.family, pixart.heads, pixart.limits.max_prompt_tokens) == ("pixart", 4, 11)
+    assert len({p.fingerprint for p in (four, six, sd3, pixart)}) == 4
+    for name in ("4 heads", "sd3.5", "pixart"):
+        other = load(write(tmp_path / name, name, seed=9))
+        assert other.fingerprint == loaded(name).fingerprint
+
+
+@pytest.mark.parametrize("name", ["4 heads", "sd3", "pixart"])
+def test_sizes_are_those_of_the_family(loaded, name):
+    pipeline = loaded(name)
+    # The scheduler's profile counts a token for 16 x 16 pixels.
+    assert pipeline.limits.size_multiple == 16
+    most = pipeline.limits.max_side
+    assert pipeline.check(dataclasses.replace(IMAGE, prompt="a boat", width=most, height=16)) == []
+    for side in (0, 8, 24, most + 16):
+        with pytest.raises(
+            ValueError, match=f"height must be a multiple of 16 from 16 to {most}, not {side}"
+        ):
+            pipeline.check(dataclasses.replace(IMAGE, height=side))
+    with pytest.raises(ValueError, match="steps must be from 1 to 1000, not 1001"):
+        pipeline.check(dataclasses.replace(IMAGE, steps=1001))
+
+
+def test_sd3_draws_as_far_as_it_has_positions(loaded):
+    assert loaded("sd3").limits.max_side == 24 * 16
+
+
+@pytest.mark.parametrize("name", ["4 heads", "sd3", "pixart"])
+def test_latents_of_another_model_or_size_are_refused(loaded, name):
+    pipeline = loaded(name)
+    state = pipeline.start(IMAGE, pipeline.encode(IMAGE))
+    assert pipeline.checked(state) is state
+    for latent in (state.latent[..., 1:], state.latent[0]):
+        with pytest.raises(ValueError, match="this model has"):
+            pipeline.checked(dataclasses.replace(state, latent=latent))
+
+
+@pytest.mark.parametrize("changes", [{"t5": False}, {"dynamic_shifting": True}])
+def test_variants_of_sd3_are_the_pipeline_of_diffusers(tmp_path, group, changes):
+    folder = write(tmp_path / "model", "sd3.5", **changes)
+    pipeline = load(folder)
+    image = dataclasses.replace(IMAGE, steps=3, negative_prompt="a boat")
+    assert pipeline.check(image) == []
+    state = draw(pipeline, image, group)
+    assert (state.latent[0] - stock(folder, image, "latent")).abs().max() <= 1e-4
 
 
 def test_attention_kernels_that_do_not_work_here_are_refused_with_those_that_do():
