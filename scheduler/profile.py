@@ -177,7 +177,10 @@ class Profile:
 
 
 def _tokens(width: int, height: int) -> int:
-    """Image tokens: one for 16 x 16 pixels (8x VAE, 2 x 2 patches)."""
+    """Image tokens: one for 16 x 16 pixels, as in all model families (8x VAE, 2 x 2 patches).
+
+    Times depend on ratios of tokens only, so a family with other tokens would be served, too.
+    """
     return max(1, math.ceil(width / 16) * math.ceil(height / 16))
 
 
