@@ -281,10 +281,14 @@ class Fleet:
             case Stage.DECODING:
                 seconds = self._profile.decode(job.width, job.height)
             case _:
-                degree, batch = len(job.order.slots), len(job.stepping)
-                seconds = self._profile.step(job.width, job.height, degree, batch)
+                degree, batch = len(job.order.slots), sum(self._computes(job, part) for part in job.stepping)
+                seconds = self._profile.step(job.width, job.height, degree, batch) if batch else 0.0
         cv = self._conditions.step_cv
         return seconds * max(0.1, self._random.gauss(1.0, cv)) if cv else seconds
+
+    def _computes(self, job: Job, part: Part) -> bool:
+        steps = self._core.requests[part.request_id].submission.steps
+        return part.first_step + job.steps_run in self._core.computed(steps)
 
     def _advance(self, job: Job) -> None:
         """A step, an encoding or a decoding has ended."""

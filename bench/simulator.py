@@ -17,6 +17,7 @@ from scheduler.orders import Changed, Effect
 from scheduler.problem import Decision, Policy, Stage
 from scheduler.profile import Profile
 from scheduler.rounds import Config, Rounds
+from scheduler.skipping import Computed
 from scheduler.tracking import Submission, Tracked
 
 
@@ -60,6 +61,7 @@ class Simulation:
         conditions: Conditions | None = None,
         faults: Iterable[Fault] = (),
         roles: Mapping[int, frozenset[Stage]] | None = None,
+        computed: Computed = range,
         cancellations: Iterable[tuple[float, str]] = (),
         node_size: int | None = None,
         admission: Admission = Admission.ACCEPT,
@@ -69,6 +71,7 @@ class Simulation:
         self._conditions = conditions or Conditions()
         self._clock = Clock()
         self._core = Rounds(config or Config(), profile.limited(node_size or gpus))
+        self._core.computed = computed
         self._fleet = Fleet(
             profile, self._conditions, self._clock, self._core, self._apply, node_size or gpus, roles
         )

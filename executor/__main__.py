@@ -167,6 +167,16 @@ def _given(ctx: click.Context, name: str) -> bool:
     "leaves faint differences; 0: never. The same for all executors of a cluster.",
 )
 @click.option(
+    "--cache",
+    "step_cache",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    show_envvar=True,
+    help="Compute only each N-th denoising step in the middle of a request and use its output again for the "
+    "others: faster, and another picture; 1: compute all. The same for all executors of a cluster.",
+)
+@click.option(
     "--lora-dir",
     type=click.Path(path_type=Path),
     show_envvar=True,
@@ -203,6 +213,7 @@ def main(
     roles: frozenset[str],
     text_cache: int,
     vae_tile: int,
+    step_cache: int,
     lora_dir: Path | None,
     lora_cache: int,
     log_format: str,
@@ -240,6 +251,7 @@ def main(
             roles=roles,
             text_cache=text_cache << 20,
             decoding_tile=vae_tile,
+            step_cache=step_cache,
             attention=attention,
             lora_dir=lora_dir,
             lora_cache=lora_cache << 20,

@@ -40,6 +40,7 @@ class Config:
     roles: frozenset[str] = EVERY_ROLE
     text_cache: int = 256 << 20
     decoding_tile: int = 2048
+    step_cache: int = 1
     attention: str = "sdpa"
     lora_dir: Path | None = None
     lora_cache: int = 1 << 30

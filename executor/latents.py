@@ -31,12 +31,14 @@ class State:
         condition: the encoded prompt.
         latent: the whole latent, in the shape the model family steps on.
         step: how many steps are behind it.
+        output: what the model made of the step before, where the next one uses it again.
     """
 
     image: ImageSpec
     condition: Condition
     latent: torch.Tensor
     step: int
+    output: torch.Tensor | None = None
 
     @property
     def done(self) -> bool:
@@ -46,16 +48,21 @@ class State:
     @property
     def nbytes(self) -> int:
         """Memory of its tensors, in bytes."""
-        return sum(t.numel() * t.element_size() for t in (self.latent, *self.condition.values()))
+        return sum(t.nbytes for t in (*self.changing.values(), *self.condition.values()))
 
-    def after(self, latent: torch.Tensor) -> State:
+    @property
+    def changing(self) -> dict[str, torch.Tensor]:
+        """The tensors that are others after each step."""
+        return {"latent": self.latent} | ({} if self.output is None else {"output": self.output})
+
+    def after(self, latent: torch.Tensor, output: torch.Tensor | None = None) -> State:
         """The state one step on."""
-        return replace(self, latent=latent, step=self.step + 1)
+        return replace(self, latent=latent, step=self.step + 1, output=output)
 
 
 def pack(state: State) -> bytes:
     """All of a state, bit for bit: what a newcomer in a group needs."""
-    tensors = {f"condition.{name}": t for name, t in state.condition.items()} | {"latent": state.latent}
+    tensors = {f"condition.{name}": t for name, t in state.condition.items()} | state.changing
     return _save(tensors, {"image": json.dumps(asdict(state.image)), "step": str(state.step)})
 
 
@@ -63,16 +70,17 @@ def unpack(data: bytes, device: torch.device | str = "cpu") -> State:
     """What `pack` packed. ValueError where the bytes are something else."""
     tensors, notes = _load(data, device)
     try:
-        latent = tensors.pop("latent")
+        latent, output = tensors.pop("latent"), tensors.pop("output", None)
         condition = {name.removeprefix("condition."): t for name, t in tensors.items()}
-        return State(ImageSpec(**json.loads(notes["image"])), condition, latent, int(notes["step"]))
+        image = ImageSpec(**json.loads(notes["image"]))
+        return State(image, condition, latent, int(notes["step"]), output)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not a packed state: {error!r}") from error
 
 
 def pack_latent(state: State) -> bytes:
     """The latent and its step alone: a checkpoint. The rest follows from the request."""
-    return _save({"latent": state.latent}, {"step": str(state.step)})
+    return _save(state.changing, {"step": str(state.step)})
 
 
 def unpack_latent(
@@ -85,7 +93,7 @@ def unpack_latent(
     """
     tensors, notes = _load(data, device)
     try:
-        return State(image, condition, tensors["latent"], int(notes["step"]))
+        return State(image, condition, tensors["latent"], int(notes["step"]), tensors.get("output"))
     except (KeyError, ValueError) as error:
         raise ValueError(f"not a packed latent: {error!r}") from error
 

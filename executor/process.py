@@ -60,6 +60,7 @@ def run(config: Config) -> None:
     dtype = pipelines.DTYPES[config.dtype]
     pipeline = pipelines.load(folder, device, dtype, config.roles, config.attention)
     pipeline.decoding_tile = config.decoding_tile
+    pipeline.step_cache = config.step_cache
     if config.lora_dir is not None:
         pipeline.load_adapters(config.lora_dir, config.lora_cache)
     pipeline.prepare_previews()

@@ -65,6 +65,8 @@ def introduction(
 def model_info(pipeline: Pipeline, folder: Path) -> scheduler_pb2.ModelInfo:
     """What the model can do, and which one it is."""
     limits, loras = pipeline.limits, pipeline.adapters
+    # All that decides the picture, besides the weights and the request.
+    kind = f"{pipeline.fingerprint} {loras.digest if loras else ''} {pipeline.step_cache}"
     return scheduler_pb2.ModelInfo(
         family=pipeline.family,
         name=folder.resolve().name,
@@ -73,9 +75,8 @@ def model_info(pipeline: Pipeline, folder: Path) -> scheduler_pb2.ModelInfo:
         max_steps=MAX_STEPS,
         default_steps=DEFAULT_STEPS,
         max_prompt_tokens=limits.max_prompt_tokens,
-        fingerprint=fingerprint(
-            f"{pipeline.fingerprint} {loras.digest if loras else ''}", pipeline.dtype, folder
-        ),
+        fingerprint=fingerprint(kind, pipeline.dtype, folder),
+        step_cache=pipeline.step_cache,
         loras=loras.names if loras else (),
         max_pixels=limits.max_tokens * limits.size_multiple**2,
     )

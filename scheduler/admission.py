@@ -61,8 +61,9 @@ def judge(
             return Verdict(True, offer)
         return Verdict(unpromised, earliest_s=offer.earliest_s)
     s, due = submission, (now if arrived_at is None else arrived_at) + submission.deadline_s
-    request = Request(s.id, s.width, s.height, Stage.ENCODING, s.steps, now, now, due, s.weight)
+    steps = rounds.work(s.steps)
+    request = Request(s.id, s.width, s.height, Stage.ENCODING, steps, now, now, due, s.weight)
     parts = [moment for _, moment in rounds.best_parts(now, request)]
     if not parts or any(can_meet(moment, request) for moment in parts):
         return Verdict(True)
-    return Verdict(False, earliest_s=quote(parts[0], s.width, s.height, s.steps).earliest_s)
+    return Verdict(False, earliest_s=quote(parts[0], s.width, s.height, steps).earliest_s)

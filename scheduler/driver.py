@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from scheduler import messages
@@ -27,6 +28,7 @@ from scheduler.profile import Profile, StepTime
 from scheduler.rounds import Rounds
 from scheduler.tracking import Submission, Tracked
 from tetriserve.logs import Logger
+from tetriserve.step_cache import computed
 from tetriserve.v1 import executor_pb2, scheduler_pb2, types_pb2
 
 log = Logger("scheduler.driver")
@@ -206,6 +208,8 @@ class Driver:
         self.learn(messages.step_times(r.step_times, r.device))
         if self._warm_groups is None and r.HasField("device_index"):
             self.rounds.warm_groups = True  # on GPUs: NCCL
+        # Executors of one fingerprint have one step cache.
+        self.rounds.computed = partial(computed, every=r.model.step_cache)
         self.apply(self.rounds.executor_joined(self.now(), executor.slot, r.node, executor.roles))
         held = {state.request_id: state.step for state in r.held}
         self.apply(self.rounds.executor_holds(self.now(), executor.slot, held))
@@ -231,12 +235,21 @@ class Driver:
     def step_done(self, done: executor_pb2.StepDone) -> None:
         """A step has ended."""
         order = self.rounds.order(done.order_id)
-        if order and order.parts and self._pace:
+        if order and order.parts and self._pace and self._computes(order, done.step):
             s = self.rounds.requests[order.parts[0].request_id].submission
             self._follow(
                 self._pace.step(s.width, s.height, len(order.slots), max(1, done.batch), done.seconds)
             )
         self.apply(self.rounds.step_done(self.now(), done.order_id))
+
+    def _computes(self, order: Order, step: int) -> bool:
+        """Whether a step of the order is computed for all of its requests, and so tells the pace."""
+        requests = self.rounds.requests
+        return all(
+            part.first_step + step in self.rounds.computed(requests[part.request_id].submission.steps)
+            for part in order.parts
+            if part.request_id in requests
+        )
 
     def order_done(self, executor: Executor, done: executor_pb2.OrderDone) -> None:
         """An order has ended on an executor."""

@@ -16,6 +16,7 @@ from scheduler.placement import Layout, layout_of
 from scheduler.problem import EVERY_ROLE, ROLES, Assignment, Gpu, Plan, Problem, Request, Stage
 from scheduler.profile import Profile
 from scheduler.promises import Moment, Witness, admit, cheapest, earliest, keep
+from scheduler.skipping import Computed, left, reach
 from scheduler.timetable import Booking
 from scheduler.tracking import QUEUE_DEPTH, Flight, Slot, Span, Submission, Tracked
 from scheduler.warmth import WARM_UP_S, Warmth
@@ -80,6 +81,8 @@ class Rounds:
         self.warm_groups = False
         self._warmth = Warmth(self._epoch_of)
         self.roles: frozenset[Stage] = frozenset()
+        self.computed: Computed = range
+        """The steps that cost something, of so many; all of them where there is no step cache."""
         # Who denoises but cannot encode needs the condition, too, to go on from a checkpoint.
         self._all_encode = True
         self._layout: Layout | None = None
@@ -133,7 +136,7 @@ class Rounds:
             submission.width,
             submission.height,
             Stage.ENCODING,
-            submission.steps,
+            self.work(submission.steps),
             now,
             arrived_at,
             arrived_at + wait,
@@ -197,6 +200,10 @@ class Rounds:
     def busy(self) -> bool:
         """Whether any order is out."""
         return bool(self._flights)
+
+    def work(self, steps: int) -> int:
+        """The steps that planning counts for a request of so many."""
+        return left(self.computed(steps), 0)
 
     @property
     def lacking(self) -> tuple[Stage, ...]:
@@ -615,7 +622,7 @@ class Rounds:
 
     def _outstanding(self, tracked: Tracked, never: float) -> Request:
         s, flights = tracked.submission, tracked.flights
-        steps = s.steps - tracked.next_step if tracked.next_stage is not Stage.DECODING else 0
+        steps = left(self.computed(s.steps), tracked.next_step)
         waiting = (tracked.next_stage, steps, tracked.holders, tracked.arrived_at, tracked.alone)
         seen = tracked.seen
         if (
@@ -668,7 +675,7 @@ class Rounds:
             tracked.next_stage is assignment.stage
             and len(tracked.flights) < QUEUE_DEPTH
             and not any(flight.fails(tracked.id) for flight in tracked.flights)
-            and tracked.next_step + assignment.steps <= tracked.submission.steps
+            and assignment.steps <= left(self.computed(tracked.submission.steps), tracked.next_step)
         )
 
     def _assign(self, now: float, members: list[Tracked], assignment: Assignment) -> list[Effect]:
@@ -676,9 +683,15 @@ class Rounds:
             Part(t.id, t.next_step, t.holders, from_checkpoint=t.next_step > 0 and not t.holders)
             for t in members
         )
-        order = self._order(assignment.slots, assignment.stage, assignment.steps, parts)
+        steps = 0
+        if assignment.stage is Stage.DENOISING:
+            # A batch goes as far as the first of its requests comes.
+            steps = min(
+                reach(self.computed(t.submission.steps), t.next_step, assignment.steps) for t in members
+            )
+        order = self._order(assignment.slots, assignment.stage, steps, parts)
         for tracked in members:
-            tracked.next_step += assignment.steps
+            tracked.next_step += steps
             tracked.holders = assignment.slots
             match assignment.stage:
                 case Stage.ENCODING:

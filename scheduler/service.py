@@ -78,11 +78,12 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         except ValueError as error:
             await context.abort(Code.INVALID_ARGUMENT, str(error))
         now = self._driver.now()
-        wanted = Request("quote", image.width, image.height, Stage.ENCODING, image.steps, now, now)
+        steps = self._driver.rounds.work(image.steps)
+        wanted = Request("quote", image.width, image.height, Stage.ENCODING, steps, now, now)
         parts = [problem for _, problem in self._driver.rounds.best_parts(now, wanted)]
         if not parts:
             await context.abort(Code.UNAVAILABLE, "no executor takes work at the moment: try again later")
-        quotes = [await asyncio.to_thread(quote, p, image.width, image.height, image.steps) for p in parts]
+        quotes = [await asyncio.to_thread(quote, p, image.width, image.height, steps) for p in parts]
         found = min(quotes, key=lambda quote: quote.earliest_s)
         return scheduler_pb2.QuoteResponse(
             earliest=_duration(found.earliest_s),

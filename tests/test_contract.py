@@ -27,9 +27,10 @@ CORE = {
     "timetable": {"placement", "problem"},
     "promises": {"problem", "timetable"},
     "warmth": {"placement"},
+    "skipping": set[str](),
     "rounds": {
         *("orders", "placement", "problem", "profile", "tracking"),
-        *("dispatch", "nodes", "promises", "timetable", "warmth"),
+        *("dispatch", "nodes", "promises", "skipping", "timetable", "warmth"),
     },
 }
 

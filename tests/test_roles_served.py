@@ -48,7 +48,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     folder = tmp_path_factory.mktemp("cluster")
     options = ["--model", str(model), "--sizes", "128x128", "--cache-dir", str(folder / "cache")]
-    options += ["--log-level", "debug", "--lora-dir", str(adapters)]
+    options += ["--log-level", "debug", "--lora-dir", str(adapters), "--cache", "2"]
     with LocalCluster(folder, 3, policy="edf", options=options, each=(ENDS, STEPS, STEPS)) as cluster:
         cluster.wait_ready(timeout=150)
         yield cluster
@@ -60,6 +60,7 @@ def draw_alone(model: Path, image: ImageSpec, adapters: Path | None = None) -> n
     from executor.pipelines import load
 
     pipeline, groups = load(model), Groups()
+    pipeline.step_cache = 2
     if adapters:
         pipeline.load_adapters(adapters, 1 << 30)
     state = pipeline.start(image, pipeline.encode(image))

@@ -60,6 +60,8 @@ class Pipeline(ABC):
         device: where it runs.
         dtype: of weights and latents.
         decoding_tile: in pixels; pictures with a longer side are decoded in tiles of it. 0: none are.
+        step_cache: in the middle of a request only each of so many steps is computed, and the others use its
+            output again (`tetriserve.step_cache`). 1: all are computed.
         adapters: LoRA adapters that requests can name; None: there are none.
     """
 
@@ -70,6 +72,7 @@ class Pipeline(ABC):
     device: torch.device
     dtype: torch.dtype
     decoding_tile: int = 0
+    step_cache: int = 1
     adapters: Adapters | None = None
 
     @property

@@ -26,6 +26,7 @@ from executor.pipelines.guidance import Pass
 from executor.pipelines.sketch import Sketch
 from executor.roles import DECODE
 from executor.sharding import Shard
+from tetriserve.step_cache import computed
 
 MAX_SIDE = 4096
 # 2048 x 2048 at 16 x 16 pixels a token.
@@ -111,6 +112,16 @@ class DiffusionPipeline(Pipeline):
     @torch.inference_mode()
     def step(self, states: Sequence[State], group: Group) -> list[State]:
         check_batch(states)
+        # What a step cache passes over uses the output of the step before again.
+        outputs = {id(state): state.output for state in states if state.step not in self._computed(state)}
+        fresh = [state for state in states if id(state) not in outputs]
+        with group.running():
+            for state, output in zip(fresh, self._outputs(fresh, group) if fresh else (), strict=True):
+                outputs[id(state)] = output
+            return [self._after(state, outputs[id(state)]) for state in states]
+
+    def _outputs(self, states: Sequence[State], group: Group) -> list[torch.Tensor]:
+        """What the model makes of each state, guidance included: [1, image tokens, channels]."""
         image = states[0].image
         shard = Shard(
             text=self.joint_text(states[0].condition),
@@ -118,18 +129,22 @@ class DiffusionPipeline(Pipeline):
             degree=group.degree,
             rank=group.rank,
         )
-        with group.running():
-            attention.use_group(group, shard, self.heads)
-            if self.adapters is not None:
-                self.adapters.use(image.lora, image.lora_scale)
-            mine = self.predict(guidance.passes(states), shard)
-            outputs = shard.gather_image(mine, group.pg if group.degree > 1 else None)
-            scales = [self.guidance(state.image) or 0.0 for state in states]
-            outputs = guidance.combine(states, outputs.float(), scales)
-            return [
-                state.after(self.advance(state, output))
-                for state, output in zip(states, outputs, strict=True)
-            ]
+        attention.use_group(group, shard, self.heads)
+        if self.adapters is not None:
+            self.adapters.use(image.lora, image.lora_scale)
+        mine = self.predict(guidance.passes(states), shard)
+        outputs = shard.gather_image(mine, group.pg if group.degree > 1 else None)
+        scales = [self.guidance(state.image) or 0.0 for state in states]
+        return guidance.combine(states, outputs.float(), scales)
+
+    def _after(self, state: State, output: torch.Tensor | None) -> State:
+        if output is None:
+            raise ValueError(f"step {state.step} is not computed here, and the last output is not held")
+        again = state.step + 1 < state.image.steps and state.step + 1 not in self._computed(state)
+        return state.after(self.advance(state, output), output if again else None)
+
+    def _computed(self, state: State) -> Sequence[int]:
+        return computed(state.image.steps, self.step_cache)
 
     @abstractmethod
     def joint_text(self, condition: Condition) -> int:

@@ -176,7 +176,7 @@ class ExecutorStatus(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., node: _Optional[str] = ..., device: _Optional[str] = ..., request_ids: _Optional[_Iterable[str]] = ..., stage: _Optional[_Union[_types_pb2.Stage, str]] = ..., degree: _Optional[int] = ..., orders: _Optional[int] = ..., busy_seconds: _Optional[float] = ..., roles: _Optional[_Iterable[_Union[_types_pb2.Stage, str]]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("family", "name", "size_multiple", "max_side", "max_steps", "default_steps", "max_prompt_tokens", "fingerprint", "max_pixels", "loras")
+    __slots__ = ("family", "name", "size_multiple", "max_side", "max_steps", "default_steps", "max_prompt_tokens", "fingerprint", "max_pixels", "loras", "step_cache")
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_MULTIPLE_FIELD_NUMBER: _ClassVar[int]
@@ -187,6 +187,7 @@ class ModelInfo(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     MAX_PIXELS_FIELD_NUMBER: _ClassVar[int]
     LORAS_FIELD_NUMBER: _ClassVar[int]
+    STEP_CACHE_FIELD_NUMBER: _ClassVar[int]
     family: str
     name: str
     size_multiple: int
@@ -197,7 +198,8 @@ class ModelInfo(_message.Message):
     fingerprint: str
     max_pixels: int
     loras: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, family: _Optional[str] = ..., name: _Optional[str] = ..., size_multiple: _Optional[int] = ..., max_side: _Optional[int] = ..., max_steps: _Optional[int] = ..., default_steps: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., fingerprint: _Optional[str] = ..., max_pixels: _Optional[int] = ..., loras: _Optional[_Iterable[str]] = ...) -> None: ...
+    step_cache: int
+    def __init__(self, family: _Optional[str] = ..., name: _Optional[str] = ..., size_multiple: _Optional[int] = ..., max_side: _Optional[int] = ..., max_steps: _Optional[int] = ..., default_steps: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., fingerprint: _Optional[str] = ..., max_pixels: _Optional[int] = ..., loras: _Optional[_Iterable[str]] = ..., step_cache: _Optional[int] = ...) -> None: ...
 
 class SetPolicyRequest(_message.Message):
     __slots__ = ("policy",)
