@@ -140,7 +140,7 @@ def test_json_keys_stay(fake: FakeScheduler) -> None:
         "ready", "policy", "policies", "outstanding", "queue_limit", "rounds", "expected_executors", "model",
         "executors", "warnings", "admission",
     }  # fmt: skip
-    assert [executor["request_id"] for executor in cluster["executors"]] == [None, "r1"]
+    assert [executor["request_ids"] for executor in cluster["executors"]] == [[], ["r1"]]
     assert json.loads(run("policy", "set", "edf", "--json").stdout) == {
         "policy": "edf",
         "policies": ["cp-sat", "edf", "fixed:K"],
