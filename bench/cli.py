@@ -12,11 +12,12 @@ from bench import misses as missed
 from bench import traces
 from bench.compare import lines
 from bench.matrix import GROUPS
-from bench.options import MACHINES, POSITIVE, WORKLOAD, Policy, options, setting
+from bench.options import MACHINES, POSITIVE, SCHEDULER, WORKLOAD, Policy, options, setting
 from bench.runs import profile, run
-from bench.show import progress_bar, show_bound, show_comparison, show_misses, show_summary
+from bench.show import progress_bar, show_bound, show_comparison, show_misses, show_replay, show_summary
 from bench.trials import BOUND, Trial, perform_all
 from scheduler import policies
+from scheduler.rounds import Config
 
 SETTINGS = {"max_content_width": 110, "show_default": True}
 POLICIES = "\b\nPolicies:\n" + "\n".join(f"  {line}" for line in policies.describe().splitlines())
@@ -241,6 +242,41 @@ def solver(
     )
     for path in bench.write(lines, budget_s, folder):
         click.echo(path)
+
+
+@main.command()
+@click.argument("recording", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--policy", type=Policy(), default="cp-sat", help="That it was recorded with.")
+@click.option("--gpus", type=click.IntRange(min=1), help="Executors; else those seen at work.")
+@click.option("--profile", "profile_name", help="Step times; else those of the recording itself.")
+@options(SCHEDULER)
+@as_json
+def replay(
+    recording: Path,
+    policy: str,
+    gpus: int | None,
+    profile_name: str | None,
+    as_json: bool,
+    late: str,
+    round_s: float,
+    lead_s: float,
+    margin_s: float,
+) -> None:
+    """Put a recorded run of the service through the simulator and compare.
+
+    RECORDING is what `tetriserve timeline --json` prints. The options are those that the scheduler ran with.
+    """
+    from bench import replay as bench
+
+    recorded = bench.load(recording)
+    steps = profile(profile_name) if profile_name else bench.measured(recorded)
+    config = Config(round_s=round_s, lead_s=lead_s, margin_s=margin_s, drop_late=late == "drop")
+    outcomes = bench.replay(recorded, steps, policy, gpus or bench.gpus_of(recorded), config)
+    figures = bench.compare(recorded, outcomes)
+    if as_json:
+        click.echo(json.dumps(figures, indent=2))
+    else:
+        show_replay(figures)
 
 
 @main.command()

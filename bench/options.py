@@ -118,7 +118,7 @@ WORKLOAD = [
     ),
 ]
 
-MACHINES = [
+SCHEDULER = [
     click.option(
         "--round", "round_s", type=POSITIVE, default=SERVER_CONFIG.round_s, help="Longest order, s."
     ),
@@ -142,6 +142,10 @@ MACHINES = [
         default="run",
         help="What becomes of requests that cannot meet their deadline any more.",
     ),
+]
+
+MACHINES = [
+    *SCHEDULER,
     click.option(
         "--admission",
         type=click.Choice([choice.value for choice in Admission]),

@@ -51,6 +51,28 @@ def show_summary(figures: Mapping[str, Any]) -> None:
     Console().print(table)
 
 
+_REPLAY_LABELS = {
+    "requests": "requests",
+    "same_verdict": "on time in both or late in both",
+    "same_degree": "steps at the recorded degree",
+    "same_slots": "steps on the recorded GPUs",
+    "latency_error_mean": "latency, mean error",
+    "latency_error_median_abs": "latency, median error, absolute",
+    "latency_error_max_abs": "latency, largest error, absolute",
+    "makespan_error": "last end, error",
+    "orders_recorded": "orders recorded",
+    "orders_simulated": "orders simulated",
+}
+
+
+def show_replay(figures: Mapping[str, Any]) -> None:
+    """Print how near a simulated run comes to a recorded one."""
+    table = Table(title="Simulated against recorded", show_header=False, title_justify="left")
+    for name, label in _REPLAY_LABELS.items():
+        table.add_row(label, _text(figures[name], name.startswith(("same", "latency", "makespan"))))
+    Console().print(table)
+
+
 def show_bound(figures: Mapping[str, Any]) -> None:
     """Print the bound of one trace."""
     table = Table(title=f"Bound, seed {figures['seed']}", show_header=False, title_justify="left")

@@ -154,7 +154,7 @@ def markdown(lines: Sequence[Line], budget_s: float) -> str:
         f"From `python -m bench solver`; one core, budget {1000 * budget_s:g} ms, nodes of {NODE_SIZE} GPUs, "
         "derived FLUX.1-dev profile. Milliseconds, model building included, p50 / p99 / max. *simulated*: "
         "what the core asks for at moments of overload in the simulator, with what the core itself took; "
-        "*random*: all nodes at once, at random steps. *CPU* (p50 / p99) leaves out when others had the core. "
+        "*random*: all nodes at once, at random steps. *CPU* (p50 / p99) is without waiting for the core. "
         "*build* and *solve* (p50 / p99) are of the decisions in which a solver was asked. *gap*: requests "
         "that a better plan could have on time at most, mean / max. *left*: nodes that the budget did not "
         "suffice for, which the next decision plans.",
