@@ -98,6 +98,25 @@ def test_a_group_is_as_high_as_it_is_wide(tmp_path: Path) -> None:
     assert height((0, 3)) == pytest.approx(2.0 * one, abs=0.2 * one)
 
 
+def test_requests_of_a_batch_lie_in_layers(tmp_path: Path) -> None:
+    """Measured on the picture: both colours, one above the other, where two share their steps."""
+
+    def colours(begin: float) -> list[int]:
+        path = tmp_path / "two.png"
+        bars = ((Bar(0.0, 10.0, (0, 1), Stage.DENOISING),), (Bar(begin, 10.0, (0, 1), Stage.DENOISING),))
+        draw([Course(name, 0.0, b, finished=10.0) for name, b in zip("xy", bars, strict=True)], path, gpus=2)
+        picture = Image.open(path).convert("HSV")
+        # The GPUs' part of it, without words.
+        column = [picture.getpixel((picture.width // 3, y)) for y in range(40, picture.height * 2 // 5)]
+        hues = [hue for hue, saturation, _ in column if saturation > 80]  # type: ignore[misc]
+        return [hues.count(hue) for hue in dict.fromkeys(hues)]
+
+    layers = colours(0.0)
+    assert len(layers) == 2
+    assert layers[0] == pytest.approx(layers[1], abs=3)
+    assert len(colours(6.0)) == 1, "at other times they do not share"
+
+
 def test_a_window_cuts_out_a_part(tmp_path: Path) -> None:
     many = [
         Course(f"r{i}", float(i), (Bar(i + 0.1, i + 0.9, (i % 8,), Stage.DENOISING),), finished=i + 0.9)

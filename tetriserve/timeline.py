@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import groupby
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tetriserve.quantities import show_duration
 from tetriserve.types import RequestStatus, Stage, Verdict
@@ -107,7 +107,8 @@ def draw(
 ) -> None:
     """Write the picture of `courses` to `path` (PNG, PDF or SVG, by its ending).
 
-    Above, GPUs x time: one colour a request, as high as its group is wide. Below, one row a
+    Above, GPUs x time: one colour a request, as high as its group is wide; requests of a batch share that
+    height. Below, one row a
     request with its deadline; left out where there are more than 80. `gpus` is the number of slots,
     by default one more than the highest used. `window` cuts out the time from one second to another.
     Raises ValueError where there is nothing to draw.
@@ -130,7 +131,7 @@ def draw(
     colours = [_colour(i) for i in range(len(courses))]
     first, last = window or _limits(courses)
     axes[0].set_xlim(first, last)
-    _draw_gpus(axes[0], courses, colours, gpus, scale=_PLOT_WIDTH / (last - first))
+    _draw_gpus(axes[0], courses, colours, gpus, (_PLOT_WIDTH / (last - first), gpu_row))
     if rows:
         _draw_requests(axes[1], courses, colours, gpus)
     axes[-1].set_xlabel("seconds")
@@ -140,24 +141,32 @@ def draw(
 
 
 def _draw_gpus(
-    axes: "Axes", courses: Sequence[Course], colours: Sequence[Colour], gpus: int, scale: float
+    axes: "Axes",
+    courses: Sequence[Course],
+    colours: Sequence[Colour],
+    gpus: int,
+    scale: tuple[float, float],
 ) -> None:
-    """`scale` is inches a second."""
+    """`scale` is inches a second and inches a GPU."""
     axes.set_ylim(gpus - 0.5, -0.5)
     axes.spines[:].set_visible(False)
     axes.set_yticks(range(gpus), [f"GPU {slot}" for slot in range(gpus)])
     axes.tick_params(axis="y", length=0)
     for slot in range(gpus + 1):
         axes.axhline(slot - 0.5, color="#d0d7de", linewidth=0.6, zorder=0)
+    lanes = _lanes(courses)
     for number, (course, colour) in enumerate(zip(courses, colours, strict=True), 1):
-        for bar in course.bars:
+        mine = [(bar, _lane(lanes, bar, course)) for bar in course.bars]
+        for bar, lane in mine:
             for low, high in _blocks(bar.slots):
-                _rectangle(axes, bar, low - 0.45, high - low + 0.9, colour)
+                _rectangle(axes, bar, *lane.within(low - 0.45, high - low + 0.9), colour)
             if (lowest := min(bar.slots)) + len(bar.slots) - 1 < (highest := max(bar.slots)):
                 axes.plot([bar.begin] * 2, [lowest, highest], color=colour, linewidth=1.5, zorder=1)
-        for begin, end, slots in _runs(course.bars):
-            for low, high in _blocks(slots):
-                _label(axes, (begin, end, (low + high) / 2), scale, f"#{number}", len(slots), colour)
+        for run, lane in _runs(mine):
+            for low, high in _blocks(run.slots):
+                bottom, height = lane.within(low - 0.45, high - low + 0.9)
+                box = (run.begin, run.end, bottom, height)
+                _label(axes, box, scale, f"#{number}", len(run.slots), colour)
 
 
 def _draw_requests(axes: "Axes", courses: Sequence[Course], colours: Sequence[Colour], gpus: int) -> None:
@@ -208,23 +217,32 @@ def _rectangle(axes: "Axes", bar: Bar, bottom: float, height: float, colour: Col
 
 def _label(
     axes: "Axes",
-    place: tuple[float, float, float],
-    scale: float,
+    box: tuple[float, float, float, float],
+    scale: tuple[float, float],
     name: str,
     degree: int,
     colour: Colour,
 ) -> None:
-    """The request's name and the degree, as far as a bar from `begin` to `end` has room for them.
+    """The request's name and the degree, as far as a bar has room for them.
 
-    `place` is begin, end and y; `scale` is inches a second.
+    `box` is its begin, end, bottom and height; `scale` is inches a second and inches a GPU.
     """
-    begin, end, y = place
-    room = (end - begin) * scale
-    text = next((t for t in (f"{name}  ×{degree}", f"{name}\n×{degree}") if _text_width(t, 9) < room), "")
+    begin, end, bottom, height = box
+    room = (end - begin) * scale[0], height * scale[1]
+    texts = (f"{name}  ×{degree}", f"{name}\n×{degree}")
+    text = next((t for t in texts if _text_width(t, 9) < room[0] and _text_height(t, 9) < room[1]), "")
     dark = sum(weight * part for weight, part in zip((0.3, 0.59, 0.11), colour, strict=True)) < 0.6
     ink = "white" if dark else "black"
     axes.text(
-        (begin + end) / 2, y, text, ha="center", va="center", fontsize=9, color=ink, zorder=3, clip_on=True
+        (begin + end) / 2,
+        bottom + height / 2,
+        text,
+        ha="center",
+        va="center",
+        fontsize=9,
+        color=ink,
+        zorder=3,
+        clip_on=True,
     )
 
 
@@ -256,7 +274,7 @@ def _legend(figure: "Figure", deadlines: bool) -> None:
     grey = (0.6, 0.64, 0.68)
     handles: list[Any] = [
         Patch(facecolor=_lighter(grey), edgecolor=grey, hatch=_HATCHES[Stage.ENCODING], label="encoding"),
-        Patch(facecolor=grey, label="denoising (an order a block, ×degree)"),
+        Patch(facecolor=grey, label="denoising (an order a block, ×degree; in layers: a batch)"),
         Patch(facecolor=_lighter(grey), edgecolor=grey, hatch=_HATCHES[Stage.DECODING], label="decoding"),
     ]
     if deadlines:
@@ -286,20 +304,55 @@ def _text_width(text: str, points: float) -> float:
     return max(len(line) for line in text.split("\n")) * points * 0.7 / 72
 
 
-def _runs(bars: Sequence[Bar]) -> Iterator[tuple[float, float, tuple[int, ...]]]:
-    """Denoising orders that follow each other closely on the same slots, as one: begin, end, slots."""
-    run: Bar | None = None
-    for bar in bars:
+def _text_height(text: str, points: float) -> float:
+    """At least how high it is, in inches."""
+    return len(text.split("\n")) * points / 72
+
+
+class _Lane(NamedTuple):
+    """Which layer of a bar's height a request has, from the top, where several share its steps."""
+
+    layer: int = 0
+    layers: int = 1
+
+    def within(self, bottom: float, height: float) -> tuple[float, float]:
+        """Its part of a height."""
+        return bottom + height * self.layer / self.layers, height / self.layers
+
+
+def _lanes(courses: Sequence[Course]) -> dict[tuple[float, tuple[int, ...]], list[int]]:
+    """Requests that share steps, by begin and slots: each by the identity of its course."""
+    lanes: dict[tuple[float, tuple[int, ...]], list[int]] = {}
+    for course in courses:
+        for bar in course.bars:
+            if bar.stage is Stage.DENOISING:
+                lanes.setdefault((bar.begin, bar.slots), []).append(id(course))
+    return lanes
+
+
+def _lane(lanes: dict[tuple[float, tuple[int, ...]], list[int]], bar: Bar, course: Course) -> _Lane:
+    if bar.stage is not Stage.DENOISING:
+        return _Lane()
+    sharing = lanes[bar.begin, bar.slots]
+    return _Lane(sharing.index(id(course)), len(sharing))
+
+
+def _runs(bars: Sequence[tuple[Bar, _Lane]]) -> Iterator[tuple[Bar, _Lane]]:
+    """Denoising orders that follow each other closely in the same place, as one."""
+    run: tuple[Bar, _Lane] | None = None
+    for bar, lane in bars:
         if bar.stage is not Stage.DENOISING:
             continue
-        if run and run.slots == bar.slots and bar.begin - run.end < 0.1 * (bar.end - bar.begin):
-            run = replace(run, end=bar.end)
-            continue
         if run:
-            yield run.begin, run.end, run.slots
-        run = bar
+            last = run[0]
+            close = bar.begin - last.end < 0.1 * (bar.end - bar.begin)
+            if close and (last.slots, run[1]) == (bar.slots, lane):
+                run = replace(last, end=bar.end), lane
+                continue
+            yield run
+        run = bar, lane
     if run:
-        yield run.begin, run.end, run.slots
+        yield run
 
 
 def _blocks(slots: Sequence[int]) -> Iterator[tuple[int, int]]:
