@@ -107,7 +107,7 @@ def test_requests_of_a_batch_lie_in_layers(tmp_path: Path) -> None:
         draw([Course(name, 0.0, b, finished=10.0) for name, b in zip("xy", bars, strict=True)], path, gpus=2)
         picture = Image.open(path).convert("HSV")
         # The GPUs' part of it, without words.
-        column = [picture.getpixel((picture.width // 3, y)) for y in range(40, picture.height * 2 // 5)]
+        column = [picture.getpixel((picture.width // 3, y)) for y in range(40, picture.height * 11 // 20)]
         hues = [hue for hue, saturation, _ in column if saturation > 80]  # type: ignore[misc]
         return [hues.count(hue) for hue in dict.fromkeys(hues)]
 
