@@ -38,7 +38,11 @@ def build(name: str, device: torch.device | str, dtype: torch.dtype) -> Pipeline
     """The model called `name`, one of `MODELS`, on the device."""
     device = torch.device(device)
     with _made_on(device, dtype):
-        return MODELS[name](device, dtype)
+        pipeline = MODELS[name](device, dtype)
+    for part in pipeline._parts.components.values():  # type: ignore[attr-defined]
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    return pipeline
 
 
 @contextmanager
