@@ -46,9 +46,11 @@ class Job:
 
 @dataclass(slots=True)
 class Tally:
-    """What the executors did. `steps_run` counts by request and step; times in GPU-seconds."""
+    """What the executors did. `steps_run` are by request, `batches` is how many steps ran, alone or shared;
+    times in GPU-seconds."""
 
     switches: int = 0
+    batches: int = 0
     busy_seconds: float = 0.0
     losses: int = 0
     steps_lost: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -303,6 +305,7 @@ class Fleet:
                 self._look(slot)
             return
         if order.stage is Stage.DENOISING:
+            self.tally.batches += 1
             for part in job.stepping:
                 self.tally.steps_run[part.request_id].append(part.first_step + job.steps_run)
             job.steps_run += 1

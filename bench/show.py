@@ -26,6 +26,7 @@ _LABELS = {
     "gpu_seconds_per_on_time": "GPU-seconds per request on time",
     "gpu_utilisation": "GPUs busy",
     "switches": "changes of group",
+    "requests_per_step": "requests a step",
     "executors_lost": "executors lost",
     "decisions": "decisions",
     "decision_ms": "a decision, ms",

@@ -40,6 +40,9 @@ def summary(outcomes: Outcomes, arrivals: Sequence[Arrival], gpus: int) -> dict[
         "gpu_seconds_per_on_time": tally.busy_seconds / hits if hits else None,
         "gpu_utilisation": tally.busy_seconds / (gpus * span) if span else 0.0,
         "switches": tally.switches,
+        "requests_per_step": sum(map(len, tally.steps_run.values())) / tally.batches
+        if tally.batches
+        else None,
         "executors_lost": tally.losses,
         "decisions": len(outcomes.decisions),
         "decision_ms": {
