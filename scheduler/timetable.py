@@ -5,7 +5,7 @@ its beginning and its end.
 """
 
 import math
-from bisect import insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -55,6 +55,21 @@ class Rest:
         return stage is Stage.DECODING
 
 
+class _Busy:
+    """When a block is taken: spans that do not touch, ascending."""
+
+    def __init__(self) -> None:
+        self.begins: list[float] = []
+        self.ends: list[float] = []
+
+    def add(self, begin: float, end: float, slack: float) -> None:
+        first, last = bisect_left(self.ends, begin - slack), bisect_right(self.begins, end + slack)
+        if first < last:
+            begin, end = min(begin, self.begins[first]), max(end, self.ends[last - 1])
+        self.begins[first:last] = [begin]
+        self.ends[first:last] = [end]
+
+
 class Timetable:
     """The GPUs of a problem, free from some time on but for what is booked."""
 
@@ -63,7 +78,6 @@ class Timetable:
         self.free_at = free_at
         self._slip = slip(problem.now)
         self._layout = layout_of(problem.gpus)
-        self._taken: dict[int, list[tuple[float, float]]] = {slot: [] for slot in free_at}
         roles = {gpu.slot: gpu.roles for gpu in problem.gpus}
         self._able = {
             stage: [slot for slot in self._layout.slots if stage in roles[slot]] for stage in EVERY_ROLE
@@ -75,22 +89,28 @@ class Timetable:
             for degree, blocks in self._layout.blocks.items()
         }
 
+        blocks = [block for blocks in self._blocks.values() for block in blocks]
+        self._busy = {block: _Busy() for block in {*blocks, *((slot,) for slot in self._layout.slots)}}
+        self._of: dict[int, list[_Busy]] = {slot: [] for slot in self._layout.slots}
+        for block, busy in self._busy.items():
+            for slot in block:
+                self._of[slot].append(busy)
+        self._free = {block: max([free_at[slot] for slot in block]) for block in self._busy}
+
     def take(self, bookings: Iterable[Booking]) -> None:
         """Enter bookings; they do not overlap with others on their slots."""
         for booking in bookings:
-            for slot in booking.slots:
-                insort(self._taken[slot], (booking.begin, booking.end))
+            if booking.end > booking.begin:
+                for busy in {id(busy): busy for slot in booking.slots for busy in self._of[slot]}.values():
+                    busy.add(booking.begin, booking.end, self._slip)
 
-    def earliest(self, slots: Iterable[int], ready: float, seconds: float) -> float:
-        """When these slots are free together for so long, from `ready` on."""
-        slots = tuple(slots)
-        begin = max(ready, *[self.free_at[slot] for slot in slots])
-        taken = sorted({span for slot in slots for span in self._taken[slot]})
-        for begun, ended in taken:
-            if begun >= begin + seconds - self._slip:
-                break
-            if ended > begin + self._slip:
-                begin = ended
+    def earliest(self, block: tuple[int, ...], ready: float, seconds: float) -> float:
+        """When a block is free for so long, from `ready` on."""
+        begin, busy = max(ready, self._free[block]), self._busy[block]
+        index = bisect_right(busy.ends, begin + self._slip)
+        while index < len(busy.begins) and busy.begins[index] < begin + seconds - self._slip:
+            begin = busy.ends[index]
+            index += 1
         return begin
 
     def place(self, rest: Rest, limit: float, not_before: float = -math.inf) -> list[Booking]:
