@@ -1,7 +1,15 @@
 """A scheduler goes on from what executors still hold when they register again."""
 
-from chaos import PROFILE
+import random
+from collections import Counter
 
+import pytest
+from chaos import PROFILE, SIZES, chaotic
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.conditions import Conditions, random_faults
+from bench.simulator import Arrival, Simulation
 from scheduler.orders import Release
 from scheduler.problem import Stage
 from scheduler.rounds import Config, Rounds
@@ -55,3 +63,33 @@ def test_states_are_released_when_the_request_ends():
     rounds = restarted(checkpoint=0)
     rounds.executor_holds(1.0, 1, {"r": 4})
     assert Release("r", (1,)) in rounds.cancel(2.0, "r")
+
+
+@pytest.mark.parametrize("lossy", [False, True])
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_executors_hold_nothing_of_requests_that_have_ended(lossy, seed):
+    """Done or cancelled, whether or not executors were lost meanwhile."""
+    rng = random.Random(seed)
+    arrivals = [
+        Arrival(rng.uniform(0, 3), Submission(f"r{i}", *rng.choice(SIZES), rng.randint(1, 12)))
+        for i in range(8)
+    ]
+    simulation = Simulation(
+        chaotic(seed),
+        PROFILE,
+        4,
+        arrivals,
+        config=Config(lead_s=0.05),
+        conditions=Conditions(switch_s=0.01, latency_s=0.002, checkpoint_s=0.01, seed=seed),
+        faults=random_faults(range(4), per_hour=1500, repair_s=0.5, seed=seed) if lossy else (),
+        cancellations=[(rng.uniform(0, 4), f"r{i}") for i in range(4)],
+    )
+    outcomes = simulation.run()
+    assert Counter(t.stage for t in outcomes.requests)[Stage.CANCELLED] <= 4
+    # What was said last is still under way.
+    clock = simulation._clock
+    until = clock.now + 0.1
+    while clock.next_at <= until:
+        clock.step()
+    assert not any(simulation._fleet._held.values())

@@ -127,7 +127,7 @@ def _measure(
     efforts: tuple[int, int, int, int],
     out: Path,
 ) -> "Iterator[Figure]":
-    from bench.engine import gpu, in_service, mechanics
+    from bench.engine import gpu, hand_over, in_service, mechanics
 
     repeats, requests, steps, workers = efforts
     # One size is enough to plan with; measuring more would take longer than what is asked for.
@@ -147,7 +147,10 @@ def _measure(
 
                     yield from mechanics.degrees(crew, str(checkpoint(scratch)), sizes, repeats)
         case "hand-over":
-            yield from mechanics.hand_over(sorted({max(size) for size in sizes} | {2048}), repeats)
+            sides = sorted({max(size) for size in sizes} | {2048})
+            yield from mechanics.hand_over(sides, repeats)
+            with _crew(2) as crew:
+                yield from hand_over.newcomers(crew, sides, repeats)
         case "models":
             batches, degrees = shapes
             out.mkdir(parents=True, exist_ok=True)
