@@ -72,8 +72,10 @@ class Fleet:
         send: Callable[[list[Effect]], None],
         node_size: int,
         roles: Mapping[int, frozenset[Stage]] | None = None,
+        island_size: int | None = None,
     ) -> None:
         self.tally = Tally()
+        self._island_size = island_size or node_size
         self._node_size = node_size
         self._roles = roles or {}
         self._profile = profile
@@ -152,7 +154,8 @@ class Fleet:
         self._lives[slot] += 1
         roles = self._roles.get(slot, EVERY_ROLE)
         node = f"node{slot // self._node_size}"
-        self._up(slot, lambda: self._core.executor_joined(self._clock.now, slot, node, roles))
+        island = f"island{slot // self._island_size}"
+        self._up(slot, lambda: self._core.executor_joined(self._clock.now, slot, node, roles, island))
 
     def fail(self, fault: Fault) -> None:
         """An executor goes, if there is one in that slot that is not about to."""

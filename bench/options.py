@@ -116,6 +116,12 @@ WORKLOAD = [
         default=1,
         help="Equal nodes that they are in.",
     ),
+    click.option(
+        "--islands",
+        type=click.IntRange(min=1),
+        default=1,
+        help="Equal islands of each node; groups stay within one.",
+    ),
 ]
 
 SCHEDULER = [
@@ -202,6 +208,7 @@ def setting(
     profile_name: str,
     gpus: int,
     nodes: int,
+    islands: int,
     seed: int,
     round_s: float = SERVER_CONFIG.round_s,
     lead_s: float = SERVER_CONFIG.lead_s,
@@ -262,4 +269,5 @@ def setting(
         failure_seed,
         nodes,
         Admission(admission),
+        islands,
     )

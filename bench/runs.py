@@ -45,7 +45,8 @@ class Setting:
     """All of a run but its policy: requests, machines and knobs.
 
     Requests are drawn from `workload`, or those of the file `trace`. Executors die `failures_per_hour`
-    each while they are up, and are back after `repair_s`. The GPUs are in `nodes` equal nodes.
+    each while they are up, and are back after `repair_s`. The GPUs are in `nodes` equal nodes,
+    each of `islands` equal islands.
     """
 
     workload: Workload
@@ -59,6 +60,7 @@ class Setting:
     failure_seed: int | None = None
     nodes: int = 1
     admission: Admission = Admission.ACCEPT
+    islands: int = 1
 
     def seeded(self, seed: int) -> "Setting":
         """The same with another seed for all that is drawn."""
@@ -89,8 +91,10 @@ class Setting:
         times = profile(self.profile)
         if self.gpus < 1 or math.log2(times.max_degree) % 1:
             raise ValueError("there is at least one GPU, and a profile's widest degree is a power of two")
-        if self.gpus % self.nodes:
-            raise ValueError(f"{self.gpus} GPUs do not make {self.nodes} equal nodes")
+        if self.gpus % (self.nodes * self.islands):
+            raise ValueError(
+                f"{self.gpus} GPUs do not make {self.nodes} equal nodes of {self.islands} equal islands"
+            )
         return Simulation(
             resolve(policy),
             times,
@@ -100,6 +104,7 @@ class Setting:
             conditions=self.conditions,
             faults=random_faults(range(self.gpus), self.failures_per_hour, self.repair_s, seed),
             node_size=self.gpus // self.nodes,
+            island_size=self.gpus // self.nodes // self.islands,
             admission=self.admission,
         ).run()
 

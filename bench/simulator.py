@@ -64,6 +64,7 @@ class Simulation:
         computed: Computed = range,
         cancellations: Iterable[tuple[float, str]] = (),
         node_size: int | None = None,
+        island_size: int | None = None,
         admission: Admission = Admission.ACCEPT,
     ) -> None:
         self._policy = policy
@@ -73,7 +74,14 @@ class Simulation:
         self._core = Rounds(config or Config(), profile.limited(node_size or gpus))
         self._core.computed = computed
         self._fleet = Fleet(
-            profile, self._conditions, self._clock, self._core, self._apply, node_size or gpus, roles
+            profile,
+            self._conditions,
+            self._clock,
+            self._core,
+            self._apply,
+            node_size or gpus,
+            roles,
+            island_size,
         )
         self._faults = iter(faults)
         self._planning = False

@@ -98,6 +98,13 @@ def _given(ctx: click.Context, name: str) -> bool:
     help="Executors share the steps of a picture only with those of the same node.",
 )
 @click.option(
+    "--island",
+    default="",
+    show_envvar=True,
+    show_default="the whole node",
+    help="Only with those of the same island, of a node whose devices do not all share fast links.",
+)
+@click.option(
     "--threads",
     type=click.IntRange(min=1),
     default=1,
@@ -204,6 +211,7 @@ def main(
     listen: str,
     advertise: str,
     node: str,
+    island: str,
     threads: int,
     sizes: list[tuple[int, int]],
     batches: list[int],
@@ -242,6 +250,7 @@ def main(
             listen=listen,
             advertise=advertise,
             node=node,
+            island=island,
             threads=threads,
             sizes=tuple(sizes),
             batches=tuple(batches),

@@ -31,6 +31,7 @@ class Config:
     listen: str
     advertise: str
     node: str
+    island: str
     threads: int
     sizes: tuple[tuple[int, int], ...]
     batches: tuple[int, ...]

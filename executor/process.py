@@ -102,6 +102,7 @@ async def _serve(
         address=address,
         store=groups.store_address,
         node=config.node,
+        island=config.island,
     )
     link = Link(config.scheduler, introduce, agent)
     log.info("listening", address=address, store=groups.store_address)

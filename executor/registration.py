@@ -34,6 +34,7 @@ def introduction(
     address: str,
     store: str,
     node: str,
+    island: str = "",
 ) -> Callable[[], executor_pb2.Registration]:
     """The introduction, as it is when called, of an executor that has loaded `folder`.
 
@@ -45,6 +46,7 @@ def introduction(
         address=address,
         store=store,
         node=node,
+        island=island,
         device=device_name(device),
         model=model_info(pipeline, folder),
         device_index=device.index or 0 if device.type == "cuda" else None,

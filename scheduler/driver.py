@@ -210,7 +210,7 @@ class Driver:
             self.rounds.warm_groups = True  # on GPUs: NCCL
         # Executors of one fingerprint have one step cache.
         self.rounds.computed = partial(computed, every=r.model.step_cache)
-        self.apply(self.rounds.executor_joined(self.now(), executor.slot, r.node, executor.roles))
+        self.apply(self.rounds.executor_joined(self.now(), executor.slot, r.node, executor.roles, r.island))
         held = {state.request_id: state.step for state in r.held}
         self.apply(self.rounds.executor_holds(self.now(), executor.slot, held))
         self._prepare_groups()

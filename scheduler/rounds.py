@@ -159,7 +159,7 @@ class Rounds:
             return []
         homes = None
         if nodes.apart and len(nodes.open) > 1:
-            homes = best(self._loads(now), self.profile, request, now)
+            homes = best(self._loads(now), self.profile.limited(self.layout.max_degree), request, now)
         elif nodes.apart:
             homes = nodes.open
         parts: list[tuple[str | None, Problem | None]] = [(None, self.snapshot(now))]
@@ -231,19 +231,24 @@ class Rounds:
         if self._layout is None:
             staying = [slot for slot in self.slots.values() if not slot.leaving]
             lone = {slot.slot for slot in staying if Stage.DENOISING not in slot.roles}
-            self._layout = Layout(((slot.slot, slot.node) for slot in staying), lone)
+            self._layout = Layout(((s.slot, (s.node, s.island)) for s in staying), lone)
         return self._layout
 
     # Events of executors.
 
     def executor_joined(
-        self, now: float, slot: int, node: str = "", roles: frozenset[Stage] = EVERY_ROLE
+        self,
+        now: float,
+        slot: int,
+        node: str = "",
+        roles: frozenset[Stage] = EVERY_ROLE,
+        island: str = "",
     ) -> list[Effect]:
-        """An executor is ready for orders about the stages in `roles`."""
+        """An executor is ready for orders about the stages in `roles`; groups stay within an island."""
         if slot in self.slots:
             raise ValueError(f"slot {slot} is taken")
         self._epoch += 1
-        self.slots[slot] = Slot(slot, node, self._epoch, roles)
+        self.slots[slot] = Slot(slot, node, self._epoch, roles, island)
         self._nodes.join(self.slots[slot])
         self._arrange()
         return self._touch(now)
@@ -400,7 +405,7 @@ class Rounds:
             return None
         if self.warm_groups:
             sites = self._warmth.sites(self.layout)
-            gpus = [replace(gpu, island=sites.get(gpu.slot, "")) for gpu in gpus]
+            gpus = [replace(gpu, island=f"{gpu.island} {sites.get(gpu.slot)}") for gpu in gpus]
         horizon, never = self._horizon(now)
         return Problem(
             now=now,
@@ -551,15 +556,15 @@ class Rounds:
             if not slot.leaving and free_at < math.inf:
                 full = len(slot.queue) >= QUEUE_DEPTH
                 free_at = max(free_at, never) if full else free_at
-                gpus.append(Gpu(slot.slot, free_at, node, slot.roles))
+                gpus.append(Gpu(slot.slot, free_at, node, slot.roles, slot.island))
         return gpus
 
     def _dispatch(self, now: float) -> None:
         """Find a node for every request that has none; move some that wait to where there is more room."""
-        nodes, profile = self._nodes, self.profile
-        usable = nodes.open
-        if profile is None or not usable or not nodes.apart:
+        nodes, usable = self._nodes, self._nodes.open
+        if self.profile is None or not usable or not nodes.apart:
             return
+        profile = self.profile.limited(self.layout.max_degree)
         never = self._horizon(now)[1]
         for tracked in list(nodes.homeless.values()):
             home = usable[0] if len(usable) == 1 else nodes.of(tracked.holders)
@@ -572,8 +577,9 @@ class Rounds:
 
     def _rebalance(self, now: float, usable: list[str]) -> None:
         """Move a few that wait: to idle nodes, and from where they cannot be on time to where they can."""
-        nodes, profile, never = self._nodes, self.profile, self._horizon(now)[1]
-        assert profile is not None
+        assert self.profile is not None
+        nodes, never = self._nodes, self._horizon(now)[1]
+        profile = self.profile.limited(self.layout.max_degree)
         idle = [node for node in usable if not nodes.members[node]]
         stale = nodes.due(now, self.config.round_s)
         if idle and all(tracked.flights for tracked in self._active.values()):
@@ -614,10 +620,11 @@ class Rounds:
         """The load of every node that takes orders."""
         nodes, never = self._nodes, self._horizon(now)[1]
         assert self.profile is not None
+        profile = self.profile.limited(self.layout.max_degree)
         for node in nodes.open:
             if node not in nodes.loads and (gpus := self._gpus(now, node)):
                 waiting = [self._outstanding(t, never) for t in nodes.members[node].values() if t.next_stage]
-                nodes.loads[node] = Load.of(self.profile, gpus, waiting, now)
+                nodes.loads[node] = Load.of(profile, gpus, waiting, now)
         return nodes.loads
 
     def _outstanding(self, tracked: Tracked, never: float) -> Request:

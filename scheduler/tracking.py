@@ -145,6 +145,7 @@ class Slot:
     node: str
     epoch: int
     roles: frozenset[Stage] = EVERY_ROLE
+    island: str = ""
     queue: deque[Flight] = field(default_factory=deque)
     leaving: bool = False
     busy_seconds: float = 0.0

@@ -183,6 +183,23 @@ def test_nodes_that_cannot_do_all_alone_are_planned_together():
         }
 
 
+@settings(max_examples=30, deadline=None)
+@given(wanted, st.sampled_from(["edf", "cp-sat", "tetriserve", "srtf"]), st.sampled_from([1, 2, 4]))
+def test_groups_stay_within_an_island(drawn, policy, island):
+    arrivals = [
+        Arrival(at, Submission(f"r{i}", *pixels, steps, deadline))
+        for i, (at, pixels, steps, deadline) in enumerate(drawn)
+    ]
+    outcomes = Simulation(
+        resolve(policy), PROFILE, 8, arrivals, config=Config(lead_s=0.05), island_size=island
+    ).run()
+    check_books(outcomes, 8)
+    for tracked in outcomes.requests:
+        check_steps(tracked)
+        for span in tracked.spans:
+            assert len({slot // island for slot in span.slots}) == 1
+
+
 def test_slots_of_a_plan_are_those_of_the_cluster():
     def first_free(problem: Problem, _budget_s: float) -> Plan:
         assert all(gpu.slot < 4 for gpu in problem.gpus)

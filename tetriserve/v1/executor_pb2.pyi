@@ -54,7 +54,7 @@ class JoinResponse(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., order: _Optional[_Union[Order, _Mapping]] = ..., truncate: _Optional[_Union[Truncate, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., abort_groups: _Optional[_Union[AbortGroups, _Mapping]] = ...) -> None: ...
 
 class Registration(_message.Message):
-    __slots__ = ("instance", "address", "store", "node", "device", "model", "step_times", "device_index", "held", "roles")
+    __slots__ = ("instance", "address", "store", "node", "device", "model", "step_times", "device_index", "held", "roles", "island")
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class Registration(_message.Message):
     DEVICE_INDEX_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     ROLES_FIELD_NUMBER: _ClassVar[int]
+    ISLAND_FIELD_NUMBER: _ClassVar[int]
     instance: str
     address: str
     store: str
@@ -75,7 +76,8 @@ class Registration(_message.Message):
     device_index: int
     held: _containers.RepeatedCompositeFieldContainer[HeldState]
     roles: _containers.RepeatedScalarFieldContainer[_types_pb2.Stage]
-    def __init__(self, instance: _Optional[str] = ..., address: _Optional[str] = ..., store: _Optional[str] = ..., node: _Optional[str] = ..., device: _Optional[str] = ..., model: _Optional[_Union[_scheduler_pb2.ModelInfo, _Mapping]] = ..., step_times: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., device_index: _Optional[int] = ..., held: _Optional[_Iterable[_Union[HeldState, _Mapping]]] = ..., roles: _Optional[_Iterable[_Union[_types_pb2.Stage, str]]] = ...) -> None: ...
+    island: str
+    def __init__(self, instance: _Optional[str] = ..., address: _Optional[str] = ..., store: _Optional[str] = ..., node: _Optional[str] = ..., device: _Optional[str] = ..., model: _Optional[_Union[_scheduler_pb2.ModelInfo, _Mapping]] = ..., step_times: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., device_index: _Optional[int] = ..., held: _Optional[_Iterable[_Union[HeldState, _Mapping]]] = ..., roles: _Optional[_Iterable[_Union[_types_pb2.Stage, str]]] = ..., island: _Optional[str] = ...) -> None: ...
 
 class HeldState(_message.Message):
     __slots__ = ("request_id", "step")
