@@ -23,8 +23,8 @@ def share(problem: Problem, assignments: Sequence[Assignment]) -> tuple[Assignme
     A request joins an order of its size where
 
     - that takes fewer GPU-seconds a step than the request alone at its cheapest degree;
-    - all who have the order now, as far as they can be on time, would still be, if they had all that is
-      left to do in a batch of that size;
+    - all who have the order now, as far as they can be on time, still would be if they went on alone after
+      it, at its degree;
     - the request itself can still be on time after it; one that is late anyway joins the late alone.
 
     The order ends no later than before: it has fewer steps where these take longer.
@@ -97,7 +97,9 @@ class _Host:
 
     def _affords(self, member: Request) -> bool:
         problem, batch = self.problem, len(self.members) + 1
-        end = self.assignment.begin + member.steps * self._step(batch)
+        together = self._next_steps
+        seconds = together * self._step(batch) + (member.steps - together) * self._step(1)
+        end = self.assignment.begin + seconds
         # Those who step together also want to be decoded at the same moment.
         spare = SPARE_ROUNDS * problem.round_s + problem.margin_s
         return end + batch * self._decode + spare <= member.deadline
