@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -23,6 +24,8 @@ from scheduler.policies.mix import Ladder, ladder
 from scheduler.profile import Profile
 
 TOLERANCE = 1e-9
+RELAXED_ROUNDS, WHOLE_ROUNDS = 12, 4
+"""Times that a relaxation, and the program itself, are solved again with more block rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,23 +137,6 @@ def _busy_periods(jobs: Sequence[Job]) -> list[list[Job]]:
     return periods
 
 
-def efficient_degrees(steps: dict[int, float]) -> list[int]:
-    """Degrees that no mix of the others (and of idling) beats: the upper hull of speed over GPUs."""
-    hull: list[tuple[int, float]] = [(0, 0.0)]
-    for degree, seconds in sorted(steps.items()):
-        point = (degree, 1 / seconds)
-        if point[1] <= hull[-1][1]:
-            continue
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], point):
-            hull.pop()
-        hull.append(point)
-    return [degree for degree, _ in hull[1:]]
-
-
-def _slope(a: tuple[int, float], b: tuple[int, float]) -> float:
-    return (b[1] - a[1]) / (b[0] - a[0])
-
-
 class _Rows:
     """Sparse rows of a linear program with their upper sides."""
 
@@ -174,38 +160,61 @@ class _Rows:
         return LinearConstraint(csr_array((self._data, self._columns, self._starts), shape), ub=self._upper)
 
 
-def _solve(jobs: Sequence[Job], gpus: int, time_limit_s: float) -> tuple[float, bool, list[str]]:
-    """The most weight on time in one busy period, whether that is proven, and whose it is."""
-    everything = sum(job.weight for job in jobs)
-    if len(jobs) == 1:
-        return everything, True, [job.id for job in jobs]
+@dataclass(slots=True)
+class _Program:
+    """The mixed-integer program of a busy period: one column a job (z, on time), then seconds by job,
+    degree and slot. `lanes` has the columns of each slot by job, with the GPUs that each uses."""
+
+    jobs: Sequence[Job]
+    slots: list[tuple[float, float]]
+    lanes: list[dict[int, list[tuple[int, int]]]]
+    rows: _Rows
+    columns: int
+
+    def solve(self, time_limit_s: float, relaxed: bool = False) -> Any:
+        """What scipy finds; `relaxed`: a job can be on time in part."""
+        count = len(self.jobs)
+        cost = np.zeros(self.columns)
+        cost[:count] = [-job.weight for job in self.jobs]
+        integrality = np.zeros(self.columns)
+        integrality[:count] = 0 if relaxed else 1
+        upper = np.full(self.columns, np.inf)
+        upper[:count] = 1.0
+        return milp(
+            cost,
+            integrality=integrality,
+            bounds=Bounds(np.zeros(self.columns), upper),
+            constraints=self.rows.constraint(self.columns),
+            options={"time_limit": time_limit_s, "mip_rel_gap": 0.0},
+        )
+
+
+def _program(jobs: Sequence[Job], gpus: int) -> _Program:
     # Data.
     cuts = sorted({t for job in jobs for t in (job.begin, job.steps_begin, job.steps_end, job.end)})
     slots = list(itertools.pairwise(cuts))
     index = {cut: i for i, cut in enumerate(cuts)}
 
-    # Variables: z (on time) of every job, then seconds by job, degree and slot; degree 0: the other stages.
+    # Variables: z (on time) of every job, then seconds by job, degree and slot; encoding and decoding use
+    # one GPU.
     count = len(jobs)
-    used: list[list[tuple[int, float]]] = [[] for _ in slots]  # by slot: variable and GPUs
+    lanes: list[dict[int, list[tuple[int, int]]]] = [{} for _ in slots]
     rows = _Rows()
     for z, job in enumerate(jobs):
         step = job.ladder.step
-        first, last = index[job.begin], index[job.end]
-        by_slot: dict[int, list[int]] = {s: [] for s in range(first, last)}
         done: list[tuple[int, float]] = []
         spent: list[tuple[int, float]] = []
         single: list[tuple[int, float]] = []
-        for s in range(first, last):
+        for s in range(index[job.begin], index[job.end]):
+            lane = lanes[s].setdefault(z, [])
             if job.encode + job.decode > 0:
-                by_slot[s].append(count)
-                used[s].append((count, 1.0))
+                lane.append((count, 1))
                 single.append((count, -1.0))
                 count += 1
             if slots[s][0] < job.steps_begin - TOLERANCE or slots[s][1] > job.steps_end + TOLERANCE:
                 continue
-            for degree in efficient_degrees(step):
-                by_slot[s].append(count)
-                used[s].append((count, float(degree)))
+            for degree in job.ladder.degrees:
+                lane.append((count, degree))
                 done.append((count, -1 / step[degree]))
                 spent.append((count, -float(degree)))
                 count += 1
@@ -217,33 +226,71 @@ def _solve(jobs: Sequence[Job], gpus: int, time_limit_s: float) -> tuple[float, 
         best = job.ladder.cheapest(job.steps, job.steps_end - job.steps_begin)
         if best is not None:
             rows.add([*spent, (z, best.gpu_seconds)], TOLERANCE * best.gpu_seconds)
+    for (begin, end), by_job in zip(slots, lanes, strict=True):
         # ... and does one thing at a time.
-        for s, variables in by_slot.items():
-            rows.add([*((v, 1.0) for v in variables), (z, -(slots[s][1] - slots[s][0]))], 0.0)
-    # All together use no more than there is.
-    for s, terms in enumerate(used):
-        rows.add(terms, gpus * (slots[s][1] - slots[s][0]))
+        for z, lane in by_job.items():
+            rows.add([*((column, 1.0) for column, _ in lane), (z, begin - end)], 0.0)
+        # All together use no more than there is.
+        everybody = [(column, float(degree)) for lane in by_job.values() for column, degree in lane]
+        rows.add(everybody, gpus * (end - begin))
+    return _Program(jobs, slots, lanes, rows, count)
 
-    # Objective: weight on time.
-    cost = np.zeros(count)
-    cost[: len(jobs)] = [-job.weight for job in jobs]
-    integrality = np.zeros(count)
-    integrality[: len(jobs)] = 1
-    upper = np.full(count, np.inf)
-    upper[: len(jobs)] = 1.0
-    found = milp(
-        cost,
-        integrality=integrality,
-        bounds=Bounds(np.zeros(count), upper),
-        constraints=rows.constraint(count),
-        options={"time_limit": time_limit_s, "mip_rel_gap": 0.0},
-    )
 
-    # Solution.
-    chosen = [] if found.x is None else [job.id for job, z in zip(jobs, found.x, strict=False) if z > 0.5]
-    if found.mip_dual_bound is None or not math.isfinite(found.mip_dual_bound):
-        return everything, False, chosen
-    weight = min(everything, -float(found.mip_dual_bound) + 1e-6)
+def _add_violated(program: _Program, gpus: int, found: np.ndarray, known: set[tuple[int, int, int]]) -> int:
+    """Add the block rows that a solution breaks; returns how many.
+
+    Degrees are powers of two, so whoever runs at all takes at least one of the gpus / k blocks of k that
+    those of degree k and wider share: a fluid may not run 8 wide on average while another one runs.
+    """
+    added = 0
+    for s, by_job in enumerate(program.lanes):
+        length = program.slots[s][1] - program.slots[s][0]
+        size = 2
+        while size <= gpus:
+            if gpus % size == 0:
+                wide = [(c, k / size) for lane in by_job.values() for c, k in lane if k >= size]
+                limit = gpus / size * length
+                used = sum(found[c] * share for c, share in wide)
+                for z, lane in by_job.items():
+                    narrow = [(c, 1.0) for c, k in lane if k < size]
+                    if (s, z, size) in known or not narrow:
+                        continue
+                    if used + sum(found[c] for c, _ in narrow) > limit + 1e-6:
+                        program.rows.add([*wide, *narrow], limit)
+                        known.add((s, z, size))
+                        added += 1
+            size *= 2
+    return added
+
+
+def _solve(jobs: Sequence[Job], gpus: int, time_limit_s: float) -> tuple[float, bool, list[str]]:
+    """The most weight on time in one busy period, whether that is proven, and whose it is."""
+    everything = sum(job.weight for job in jobs)
+    if len(jobs) == 1:
+        return everything, True, [job.id for job in jobs]
+    began = time.perf_counter()
+    program = _program(jobs, gpus)
+    known: set[tuple[int, int, int]] = set()
+    found = None
+    bound, proven = everything, False
+    # Most block rows never matter: they are added where a solution breaks them, first of the relaxation.
+    for relaxed, rounds in ((True, RELAXED_ROUNDS), (False, WHOLE_ROUNDS)):
+        for _ in range(rounds):
+            left = time_limit_s - (time.perf_counter() - began)
+            if left <= 0:
+                break
+            answer = program.solve(left, relaxed)
+            if answer.x is None:
+                break
+            if not relaxed:
+                found = answer
+                limit = answer.mip_dual_bound
+                if limit is not None and math.isfinite(limit):
+                    bound = min(bound, -float(limit) + 1e-6)
+                proven = answer.status == 0
+            if not _add_violated(program, gpus, answer.x, known):
+                break
+    chosen = [] if found is None else [job.id for job, z in zip(jobs, found.x, strict=False) if z > 0.5]
     if all(job.weight == int(job.weight) for job in jobs):
-        weight = float(math.floor(weight))
-    return weight, found.status == 0, chosen
+        bound = float(math.floor(bound))
+    return bound, proven, chosen

@@ -94,6 +94,7 @@ class Problem:
     Only GPUs and requests that are free by `horizon` can be given an order in this plan; the
     others are listed because they will compete later. `round_s` bounds an order's length: as
     many whole steps as fit, at least one. `margin_s` is kept free before every deadline.
+    `slack_s` is how long the tightest of the latest arrivals could have been kept waiting.
     """
 
     now: float
@@ -103,6 +104,7 @@ class Problem:
     requests: tuple[Request, ...]
     profile: Profile
     margin_s: float = 0.0
+    slack_s: float = math.inf
 
     def degrees(self, request: Request) -> tuple[int, ...]:
         """Degrees for the request's next stage, ascending, that are faster than every narrower one."""
@@ -131,13 +133,8 @@ class Problem:
 
     def least_seconds(self, request: Request) -> float:
         """Seconds that all that is left takes at the fastest degrees, without waiting."""
-        width, height, profile = request.width, request.height, self.profile
-        seconds = profile.decode(width, height)
-        if request.steps:
-            seconds += request.steps * profile.step(width, height, profile.degrees(width, height)[-1])
-        if request.stage is Stage.ENCODING:
-            seconds += profile.encode()
-        return seconds
+        encodings = int(request.stage is Stage.ENCODING)
+        return self.profile.least_seconds(request.width, request.height, request.steps, encodings)
 
     def is_late(self, request: Request) -> bool:
         """Whether the deadline is missed even at the fastest degrees from now on."""

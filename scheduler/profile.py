@@ -130,6 +130,13 @@ class Profile:
             degree *= 2
         return tuple(worth)
 
+    def least_seconds(self, width: int, height: int, steps: int, encodings: int = 1) -> float:
+        """Seconds that so much takes at the fastest degrees, with the decoding."""
+        seconds = encodings * self.encode() + self.decode(width, height)
+        if steps:
+            seconds += steps * self.step(width, height, self.degrees(width, height)[-1])
+        return seconds
+
     def _ratio(self, tokens: int, degree: int, batch: int) -> float:
         """Time against degree 1 and batch 1."""
         if (degree, batch) in self._ratios:

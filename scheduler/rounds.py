@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from scheduler.demand import Demand
 from scheduler.dispatch import Load, best, choose, crowded_out
 from scheduler.nodes import Nodes
 from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Part, Release, Report, Truncate
@@ -74,6 +75,7 @@ class Rounds:
         self.rejected = 0  # assignments that no policy should have made
         self.refused = 0  # assignments that would have broken a promise
         self._active: dict[str, Tracked] = {}
+        self._demand = Demand()
         self._flights: dict[int, Flight] = {}
         self._order_id = 0
         self._epoch = 0
@@ -116,6 +118,7 @@ class Rounds:
             raise ValueError(f"request id {submission.id!r} is in use")
         tracked = Tracked.new(submission, now if arrived_at is None else arrived_at)
         tracked.checkpoint = checkpoint
+        self._demand.note(submission)
         self.requests[tracked.id] = self._active[tracked.id] = tracked
         self._nodes.add(tracked)
         tracked.promised = promised
@@ -407,15 +410,17 @@ class Rounds:
             sites = self._warmth.sites(self.layout)
             gpus = [replace(gpu, island=f"{gpu.island} {sites.get(gpu.slot)}") for gpu in gpus]
         horizon, never = self._horizon(now)
+        # Elsewhere the layout of all is at hand.
+        profile = self.profile.limited((layout_of(gpus) if self.warm_groups else self.layout).max_degree)
         return Problem(
             now=now,
             horizon=horizon,
             round_s=self.config.round_s,
             gpus=tuple(gpus if books.apart else sorted(gpus, key=lambda gpu: gpu.slot)),
             requests=tuple([self._outstanding(tracked, never) for tracked in waiting]),
-            # Elsewhere the layout of all is at hand.
-            profile=self.profile.limited((layout_of(gpus) if self.warm_groups else self.layout).max_degree),
+            profile=profile,
             margin_s=self.config.margin_s,
+            slack_s=self._demand.slack(profile),
         )
 
     def commit(self, now: float, plan: Plan) -> list[Effect]:

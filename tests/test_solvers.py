@@ -1,17 +1,21 @@
-"""CP-SAT, CBC and brute force agree on the round model; out of time, the heuristic's plan stands."""
+"""CP-SAT, CBC and brute force agree on the fluid model; out of time, the heuristic's plan stands."""
 
 import itertools
 import random
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from scheduler.policies import cp_sat, ilp, resolve
 from scheduler.policies.board import Board
-from scheduler.policies.edf import by_deadline, line_up, on_time
+from scheduler.policies.edf import by_deadline
 from scheduler.policies.exact import exact
-from scheduler.policies.round_model import Program, Solution, build
+from scheduler.policies.fluid import STEP_UNIT, Program, Solution, build
+from scheduler.policies.lineup import Ranking, line_up, on_time
+from scheduler.policies.search import give_up, hurry, improve, promote
 from scheduler.problem import Gpu, Problem, Request, Stage
 from scheduler.profile import Profile, StepTime
 
@@ -54,38 +58,66 @@ def problem(seed: int, requests: int, gpus: int) -> Problem:
     return Problem(now, now + 1e-6, 0.25, slots, tuple(outstanding), PROFILE.limited(gpus))
 
 
-def value(program: Program, columns: frozenset[int]) -> int | None:
-    """The objective of a choice of columns; None where a row forbids it."""
-    for row in program.rows:
-        if sum(factor for index, factor in row.terms if index in columns) > row.limit:
-            return None
-    return sum(program.choices[index].gain for index in columns)
-
-
 def brute_force(program: Program) -> int:
-    """The best objective, by trying every choice of every request."""
-    columns: dict[str, list[int | None]] = {}
-    for index, choice in enumerate(program.choices):
-        columns.setdefault(choice.work.request.id, [None]).append(index)
-    values = (
-        value(program, frozenset(index for index in combination if index is not None))
-        for combination in itertools.product(*columns.values())
+    """The most weight on time, in the program's units: a linear program for every choice of requests."""
+    rows = np.zeros((len(program.rows), len(program.uppers)))
+    for index, row in enumerate(program.rows):
+        for column, factor in row.terms:
+            rows[index, column] = factor
+    limits = [row.limit for row in program.rows]
+    best = 0
+    for chosen in itertools.product((0, 1), repeat=len(program.works)):
+        weight = sum(
+            round(1000 * work.request.weight) for work, z in zip(program.works, chosen, strict=True) if z
+        )
+        if weight > best:
+            bounds = [(z, z) for z in chosen] + [(0, upper) for upper in program.uppers[len(chosen) :]]
+            if linprog(np.zeros(len(bounds)), rows, limits, bounds=bounds).status == 0:
+                best = weight
+    return best
+
+
+def solved(program: Program, name: str) -> int:
+    """The most weight on time that a solver finds, in the program's units."""
+    solution = SOLVERS[name](program, [], frozenset(), 20.0)
+    assert solution.status == "optimal"
+    assert solution.values is not None
+    found = solution.values
+    for row in program.rows:
+        assert sum(factor * found[column] for column, factor in row.terms) <= row.limit + 1e-3 * STEP_UNIT
+    weight = sum(
+        round(1000 * w.request.weight) * round(z) for w, z in zip(program.works, found, strict=False)
     )
-    return max(found for found in values if found is not None)
+    assert program.weight(solution.bound) >= weight / 1000 - 1e-6
+    return weight
 
 
+@pytest.fixture
+def _enough_effort(monkeypatch):
+    monkeypatch.setattr(cp_sat, "EFFORT", 10.0)
+
+
+@pytest.mark.usefixtures("_enough_effort")
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("seed", range(30))
 def test_solvers_find_what_brute_force_finds(name, seed):
-    program = build(Board(problem(seed, requests=1 + seed % 5, gpus=(1, 2, 4, 8)[seed % 4])))
-    if not program.choices:
-        return
-    solution = SOLVERS[name](program, frozenset(), 20.0)
-    assert solution.status == "optimal"
-    assert solution.chosen is not None
-    best = brute_force(program)
-    assert value(program, solution.chosen) == best
-    assert solution.bound == pytest.approx(best, rel=1e-6)
+    board = Board(problem(seed, requests=1 + seed % 6, gpus=(1, 2, 4, 8)[seed % 4]))
+    program = build(board, by_deadline(board.works))
+    if program.works:
+        assert solved(program, name) == brute_force(program)
+
+
+@pytest.mark.usefixtures("_enough_effort")
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("seed", range(10))
+def test_a_row_asks_for_more_than_is_known(name, seed):
+    board = Board(problem(seed, 5, 4))
+    program = build(board, by_deadline(board.works))
+    best = brute_force(program) / 1000
+    solve = SOLVERS[name]
+    assert solve(program, [program.more_than(best)], frozenset(), 20.0).status == "infeasible"
+    if best > 0:
+        assert solve(program, [program.more_than(best - 0.5)], frozenset(), 20.0).values is not None
 
 
 @settings(max_examples=40, deadline=None)
@@ -93,12 +125,18 @@ def test_solvers_find_what_brute_force_finds(name, seed):
 @given(st.integers(0, 10_000), st.integers(1, 12), st.sampled_from([1, 2, 4, 8]))
 def test_the_bound_is_never_below_what_a_line_up_reaches(seed, requests, gpus):
     board = Board(problem(seed, requests, gpus))
-    program = build(board)
-    if not program.choices:
+    works = by_deadline(board.works)
+    program = build(board, works)
+    if not program.works:
         return
-    solution = cp_sat.solve(program, frozenset(), 5.0)
-    reached = on_time(line_up(board, by_deadline(board.works)))
-    assert program.weight(solution.bound) >= reached - 1e-6
+    bound = cp_sat.solve(program, [], frozenset(), 5.0).bound
+    first = line_up(board, Ranking(works))
+    better = improve(first, (hurry, promote, give_up), 200)
+    reached = max(
+        sum(work.request.weight for work in program.works if work.request.id in lineup.finish)
+        for lineup in (first, better)
+    )
+    assert program.weight(bound) >= reached - 1e-6
 
 
 @settings(max_examples=30, deadline=None)
@@ -106,7 +144,7 @@ def test_the_bound_is_never_below_what_a_line_up_reaches(seed, requests, gpus):
 def test_never_worse_than_the_heuristic_in_its_own_forecast(seed, requests, gpus):
     moment = problem(seed, requests, gpus)
     board = Board(moment)
-    heuristic = on_time(line_up(board, by_deadline(board.works)))
+    heuristic = on_time(line_up(board, Ranking(by_deadline(board.works))))
     decision = resolve("cp-sat")(moment, 1.0).decision
     assert decision.objective >= heuristic - 1e-9
     assert decision.bound >= decision.objective - 1e-9
@@ -124,15 +162,18 @@ def test_out_of_time_the_heuristic_stands(name, seed):
 def test_a_solver_without_an_answer_leaves_the_heuristic_standing():
     moment = problem(3, 10, 8)
 
-    def silent(program: Program, _start: frozenset[int], _seconds: float) -> Solution:
-        return Solution(None, float(sum(choice.gain for choice in program.choices)), "unknown")
+    def silent(program: Program, _more, _start: frozenset[int], _seconds: float) -> Solution:
+        return Solution(None, float(sum(gain for gain in program.gains if gain > 0)), "unknown")
 
-    plan, fallback = exact(silent, 0.0)(moment, 1.0), resolve("edf")(moment, 1.0)
-    assert plan.assignments == fallback.assignments
+    plan = exact(silent, 0.0)(moment, 1.0)
+    assert plan.decision.source != "solver"
+    assert plan.decision.objective >= resolve("edf")(moment, 1.0).decision.objective
 
 
-def test_a_solver_that_knows_better_is_followed():
+@pytest.mark.parametrize(("effort", "source"), [(0, "solver"), (400, "search")])
+def test_who_knows_better_is_followed(monkeypatch, effort, source):
     """The earliest deadline is the most expensive: giving it up saves four others."""
+    monkeypatch.setattr("scheduler.policies.exact.SEARCH_EFFORT", effort)
     now = 0.0
     wide = Request("wide", 2048, 2048, Stage.DENOISING, 18, now, now, deadline=2.9)
     small = [Request(f"s{n}", 1024, 1024, Stage.DENOISING, 20, now, now, deadline=3.0) for n in range(4)]
@@ -141,4 +182,4 @@ def test_a_solver_that_knows_better_is_followed():
     edf, better = resolve("edf")(moment, 1.0), resolve("cp-sat")(moment, 1.0)
     assert edf.decision.objective == 1
     assert better.decision.objective == 4
-    assert better.decision.source == "solver"
+    assert better.decision.source == source

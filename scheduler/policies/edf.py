@@ -8,7 +8,7 @@ it. Idle GPUs speed up what runs.
 from collections.abc import Iterable
 
 from scheduler.policies.board import Board, Work
-from scheduler.policies.lineup import Aim, Lineup
+from scheduler.policies.lineup import Lineup, Ranking, line_up, on_time
 from scheduler.policies.spare import fill
 from scheduler.problem import Decision, Plan, Policy, Problem
 
@@ -21,23 +21,15 @@ def edf() -> Policy:
 def plan(problem: Problem, _budget_s: float) -> Plan:
     """Orders for this round."""
     board = Board(problem)
-    lineup = line_up(board, by_deadline(board.works))
+    order = by_deadline(board.works)
+    lineup = line_up(board, Ranking(order))
     return finish(lineup, Decision(objective=on_time(lineup)))
 
 
-def by_deadline(works: Iterable[Work]) -> list[Work]:
+def by_deadline(works: Iterable[Work]) -> tuple[Work, ...]:
     """Work whose deadline can be met, earliest first."""
     feasible = [work for work in works if work.has_deadline and not work.late]
-    return sorted(feasible, key=lambda work: (work.due, work.request.arrived_at, work.request.id))
-
-
-def line_up(board: Board, ranked: Iterable[Work]) -> Lineup:
-    """Place the work in its order, each to meet its deadline with the margin, or else without."""
-    lineup = Lineup(board)
-    for work in ranked:
-        if not lineup.place(work, Aim(work.due)):
-            lineup.place(work, Aim(work.hard_due))
-    return lineup
+    return tuple(sorted(feasible, key=lambda work: (work.due, work.request.arrived_at, work.request.id)))
 
 
 def finish(lineup: Lineup, decision: Decision) -> Plan:
@@ -46,8 +38,3 @@ def finish(lineup: Lineup, decision: Decision) -> Plan:
     lineup.widen()
     late = tuple(work.request.id for work in lineup.board.works if work.late)
     return Plan(lineup.assignments(), late, decision=decision)
-
-
-def on_time(lineup: Lineup) -> float:
-    """Weight of the requests that the line-up brings in by their deadlines."""
-    return sum(work.request.weight for work in lineup.board.works if work.request.id in lineup.finish)

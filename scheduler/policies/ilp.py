@@ -1,9 +1,11 @@
-"""The round model as an integer program in PuLP; solved by CBC, which comes with it."""
+"""The fluid model as a mixed-integer program in PuLP; solved by CBC, which comes with it."""
+
+from collections.abc import Sequence
 
 import pulp
 
 from scheduler.policies.exact import exact
-from scheduler.policies.round_model import Program, Solution
+from scheduler.policies.fluid import STEP_UNIT, Program, Row, Solution
 from scheduler.problem import Policy
 
 OVERRUN_S = 0.02
@@ -15,35 +17,41 @@ def ilp() -> Policy:
     return exact(solve, OVERRUN_S)
 
 
-def solve(program: Program, start: frozenset[int], seconds: float) -> Solution:
-    """Solve a program, beginning at the columns of `start`."""
-    # Variables: whether a choice is made.
+def solve(program: Program, more: Sequence[Row], start: frozenset[int], seconds: float) -> Solution:
+    """Solve a program with `more` rows, beginning with those of `start` (of its works) on time."""
+    # Variables: on time or not, and milliseconds, which may be fractions here.
     problem = pulp.LpProblem("round", pulp.LpMaximize)
-    chosen = [problem.add_variable(f"x{index}", cat="Binary") for index in range(len(program.choices))]
+    works = len(program.works)
+    columns = [
+        problem.add_variable(f"x{index}", 0, upper, "Integer" if index < works else "Continuous")
+        for index, upper in enumerate(program.uppers)
+    ]
 
     # Objective: the most weight on time, then the fewest GPU-seconds. In units of weight: CBC computes in
     # floating point, and its tolerances are relative to the largest numbers.
-    problem += pulp.lpSum(
-        choice.gain / program.scale * x for choice, x in zip(program.choices, chosen, strict=True)
-    )
+    problem += pulp.lpSum(gain / program.scale * x for gain, x in zip(program.gains, columns, strict=True))
 
-    # Constraints: one choice a request, blocks, energy.
-    for row in program.rows:
-        problem += pulp.lpSum(factor * chosen[index] for index, factor in row.terms) <= row.limit
+    # Constraints: steps, one thing at a time, blocks.
+    for row in (*program.rows, *more):
+        unit = STEP_UNIT if max(abs(factor) for _, factor in row.terms) >= STEP_UNIT else 1
+        problem += pulp.lpSum(factor / unit * columns[i] for i, factor in row.terms) <= row.limit / unit
 
     # Start.
-    for index, x in enumerate(chosen):
-        x.setInitialValue(int(index in start))
+    for index in range(works):
+        columns[index].setInitialValue(int(index in start))
 
     # Solve.
     solver = pulp.PULP_CBC_CMD(msg=False, timeLimit=seconds, threads=1, warmStart=True, gapRel=0, gapAbs=0)
     status = problem.solve(solver)
 
     # Solution. PuLP does not pass CBC's bound on: without a proof there is only the trivial one.
-    trivial = float(sum(max(0, choice.gain) for choice in program.choices))
+    trivial = float(sum(gain for gain in program.gains if gain > 0))
+    if status == pulp.LpStatusInfeasible:
+        return Solution(None, trivial, "infeasible")
     if problem.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
         return Solution(None, trivial, "unknown")
-    made = frozenset(index for index, x in enumerate(chosen) if x.value() > 0.5)
+    values = tuple(float(x.value()) for x in columns)
     if status == pulp.LpStatusOptimal and problem.sol_status == pulp.LpSolutionOptimal:
-        return Solution(made, float(sum(program.choices[index].gain for index in made)), "optimal")
-    return Solution(made, trivial, "feasible")
+        reached = sum(gain * value for gain, value in zip(program.gains, values, strict=True))
+        return Solution(values, reached, "optimal")
+    return Solution(values, trivial, "feasible")

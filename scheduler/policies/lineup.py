@@ -6,7 +6,9 @@ first; who comes later takes what is left, and gaps before the others' reservati
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from scheduler.placement import mask_of
@@ -38,11 +40,30 @@ class Aim(NamedTuple):
     narrowest: int = 1
 
 
+class Task(NamedTuple):
+    """Some steps of a request at one degree."""
+
+    work: Work
+    degree: int
+    steps: int
+
+
+class Ranking(NamedTuple):
+    """Who is placed first, and the fewest GPUs of some, by request id."""
+
+    order: tuple[Work, ...] = ()
+    narrowest: Mapping[str, int] = MappingProxyType({})
+
+
+NOBODY = Ranking()
+
+
 class Lineup:
     """GPUs that fill up as requests are placed."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, ranking: Ranking = NOBODY) -> None:
         self.board = board
+        self.ranking = ranking
         self.free = board.free
         """Slots that can still be given an order now."""
         self.pieces: dict[str, Piece] = {}
@@ -92,7 +113,7 @@ class Lineup:
         path, blocks = self._path(work, work.steps, work.ready, work.held, aim)
         if path is None:
             return False
-        if self.board.startable(work) and self.free:
+        if self._startable(work) and self.free:
             head, mix = path.head_steps, path.mix
             block = blocks[path.head if head else mix.wide]
             if block & ~self.free == 0 and path.begin <= self.board.problem.horizon:
@@ -113,12 +134,15 @@ class Lineup:
             if piece is None:
                 continue
             left = work.steps - piece.steps
-            if left and self._reserve_path(work, left, piece.end, piece.block, aim):
+            if left:
+                fits = self._reserve_path(work, left, piece.end, piece.block, aim)
+            else:
+                fits = piece.end <= aim.due + TOLERANCE
+                if fits:
+                    self.finish[work.request.id] = piece.end + work.decode
+            if fits:
                 self.give(piece)
-                return True
-            if not left and piece.end <= aim.due + TOLERANCE:
-                self.give(piece)
-                self.finish[work.request.id] = piece.end + work.decode
+                self.gpu_seconds += degree * (piece.end - piece.begin)
                 return True
         return False
 
@@ -168,6 +192,46 @@ class Lineup:
         self._hold(leader, begin + work.decode)
         self.finish[work.request.id] = begin + work.decode
 
+    # Running what somebody else has chosen.
+
+    def run_encoding(self, work: Work) -> tuple[float, int]:
+        """Encode as early as can be, where that is still to do; when its steps can begin, and where it is."""
+        if work.stage is not Stage.ENCODING:
+            return work.ready, work.held
+        piece = self._single(work)
+        if piece is not None:
+            self.give(piece)
+            return piece.end, piece.block
+        begin, block = self._earliest(work.stage, 1, work.ready, work.held)
+        return begin + work.encode, block
+
+    def run_steps(self, work: Work, degree: int, steps: int, ready: float, held: int) -> tuple[float, int]:
+        """Run steps as early as can be, behind all that was placed before; when and where they end."""
+        begin, block = self._earliest(Stage.DENOISING, degree, ready, held)
+        piece = None
+        if (
+            work.stage is Stage.DENOISING
+            and self._startable(work)
+            and block & ~self.free == 0
+            and begin <= self.board.problem.horizon
+        ):
+            piece = self._piece(work, block, begin, steps)
+        if piece is None:
+            self._reserve(block, begin)
+        else:
+            self._accept(piece)
+            if piece.steps < steps:
+                self._reserve(block, piece.end)
+        end = begin + steps * work.ladder.step[degree]
+        self._hold(block, end)
+        self.gpu_seconds += degree * (end - begin)
+        return end, block
+
+    def run_decoding(self, work: Work, ready: float, block: int) -> None:
+        """Decode after the last step, if that ended in time."""
+        if ready <= work.hard_due + TOLERANCE:
+            self._keep_decoder(work, 1 << self.board.layout.members[block][0], ready)
+
     # Filling what is left.
 
     def order(self, work: Work, degree: int, steps: int, seconds: float = math.inf) -> Piece | None:
@@ -214,6 +278,10 @@ class Lineup:
 
     # Books.
 
+    def _startable(self, work: Work) -> bool:
+        """Whether the work can be given an order now and has none yet."""
+        return self.board.startable(work) and work.request.id not in self.pieces
+
     def _find(self, degree: int, work: Work) -> int | None:
         """The free block that suits best: without a reservation, then by `Layout.find`."""
         layout = self.board.layout
@@ -248,7 +316,7 @@ class Lineup:
 
     def _single(self, work: Work) -> Piece | None:
         """An encoding or decoding on one free GPU now."""
-        block = self._find(1, work) if self.board.startable(work) else None
+        block = self._find(1, work) if self._startable(work) else None
         if block is None:
             return None
         begin, limit = self._window(block, work.ready)
@@ -304,3 +372,43 @@ class Lineup:
     def _accept(self, piece: Piece) -> None:
         self.pieces[piece.work.request.id] = piece
         self.free &= ~piece.block
+
+
+def line_up(board: Board, ranking: Ranking) -> Lineup:
+    """Place the work in its order, each to meet its deadline with the margin, or else without."""
+    lineup = Lineup(board, ranking)
+    for work in ranking.order:
+        _place(lineup, work, ranking.narrowest.get(work.request.id, 1))
+    return lineup
+
+
+def follow(board: Board, ranking: Ranking, tasks: Iterable[Task]) -> Lineup:
+    """Run the tasks in their order, each as early as it can; then place in their order who has none."""
+    lineup = Lineup(board, ranking)
+    for work in ranking.order:
+        if work.stage is Stage.DECODING:
+            _place(lineup, work)
+    done: dict[str, int] = {}
+    at: dict[str, tuple[float, int]] = {}
+    for work, degree, steps in tasks:
+        key = work.request.id
+        if key not in at:
+            at[key] = lineup.run_encoding(work)
+        at[key] = lineup.run_steps(work, degree, steps, *at[key])
+        done[key] = done.get(key, 0) + steps
+        if done[key] == work.steps:
+            lineup.run_decoding(work, *at[key])
+    for work in ranking.order:
+        if work.steps and work.request.id not in done:
+            _place(lineup, work)
+    return lineup
+
+
+def _place(lineup: Lineup, work: Work, narrowest: int = 1) -> None:
+    if not lineup.place(work, Aim(work.due, narrowest)):
+        lineup.place(work, Aim(work.hard_due))
+
+
+def on_time(lineup: Lineup) -> float:
+    """Weight of the requests that the line-up brings in by their deadlines."""
+    return sum(work.request.weight for work in lineup.board.works if work.request.id in lineup.finish)

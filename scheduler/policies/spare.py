@@ -6,14 +6,14 @@ long is not used unless all are, or the request has waited for long.
 """
 
 from scheduler.placement import mask_of
-from scheduler.policies.board import Board, Work
+from scheduler.policies.board import Work
 from scheduler.policies.lineup import Lineup, Piece
 from scheduler.problem import Stage
 
 BLOCKING_S = 0.15
-"""How long an order may keep a GPU from an arrival, where a step is not longer."""
-PATIENCE_S = 60.0
-"""A request that has waited for n times this may block for n times as long."""
+"""How long an order may keep a GPU from an arrival, at most; less where arrivals have less to lose."""
+PATIENCE_S = 120.0
+"""Who has waited for this long takes no heed of arrivals that have less to lose than its steps take."""
 
 
 def fill(lineup: Lineup) -> None:
@@ -43,18 +43,16 @@ def _order(lineup: Lineup, work: Work, share: int) -> Piece | None:
     """A short order at the widest degree within the share; the narrowest that is fast, if that is wider."""
     if work.stage is not Stage.DENOISING:
         return lineup.order(work, 1, 0)
-    ladder = work.ladder
-    longest = _longest(lineup.board, work)
-    fast = [degree for degree in ladder.degrees if ladder.step[degree] <= longest] or [ladder.widest]
+    problem, ladder = lineup.board.problem, work.ladder
+    longest = min(BLOCKING_S, problem.slack_s)
+    fast = [degree for degree in ladder.degrees if ladder.step[degree] <= longest]
+    if not fast:
+        if problem.slack_s < ladder.fastest and problem.now - work.request.arrived_at < PATIENCE_S:
+            return None
+        fast = [ladder.widest]
     for degree in reversed(fast):
         if degree <= max(share, fast[0]):
             piece = lineup.order(work, degree, work.steps, max(longest, ladder.step[degree]))
             if piece is not None:
                 return piece
     return None
-
-
-def _longest(board: Board, work: Work) -> float:
-    """Seconds that an order of the work may take."""
-    waited = board.problem.now - work.request.arrived_at
-    return BLOCKING_S * max(1.0, waited / PATIENCE_S)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.bound import bound, efficient_degrees
+from bench.bound import bound
 from bench.simulator import Arrival, Simulation
 from bench.summary import on_time
 from scheduler.policies import resolve
@@ -145,9 +145,3 @@ def test_a_time_limit_only_loosens_it():
 def test_best_effort_requests_do_not_count():
     arrivals = [Arrival(0.0, Submission("r0", 256, 256, 2, None))]
     assert bound(arrivals, TINY, 1).sar is None
-
-
-def test_degrees_that_a_mix_beats_are_left_out():
-    assert efficient_degrees({1: 1.0, 2: 0.75, 4: 0.26}) == [1, 4]
-    assert efficient_degrees({1: 1.0, 2: 0.5, 4: 0.3}) == [2, 4]
-    assert efficient_degrees({1: 1.0, 2: 1.2}) == [1]

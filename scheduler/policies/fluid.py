@@ -1,0 +1,225 @@
+"""The outstanding work as a fluid: who can be on time together, and on how many GPUs each runs when.
+
+Time from now on is cut into spans at deadlines and where GPUs become free. In each span a request may spend
+some milliseconds at each degree. What makes this more than a count of GPU-seconds are the rows for blocks:
+degrees are powers of two, so whoever runs at all takes at least one of the blocks of k GPUs that requests of
+degree k and wider share. On average over a span, 7 + 1 GPUs would do for a request that needs all 8 and a
+small one beside it; on the clock, one of them has to wait.
+
+Steps that cannot be interrupted, places and encodings are left out, so the best value is a bound on what any
+plan can have on time. All numbers are integers, for both solvers to see the same program.
+"""
+
+import bisect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from scheduler.policies.board import Board, Work
+from scheduler.policies.lineup import Task
+from scheduler.policies.mix import TOLERANCE
+from scheduler.problem import Stage
+
+MS = 1000
+WEIGHT_UNIT = 1000
+STEP_UNIT = 1_000_000
+MAX_DEADLINES = 10
+"""Spans are cut at this many deadlines at most."""
+GRAIN_S = 0.1
+"""Orders in flight end within moments of each other: spans are cut at multiples of this, rounded down."""
+
+
+class Use(NamedTuple):
+    """A column: how long `work` runs at `degree` in a span."""
+
+    work: Work
+    degree: int
+    span: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The sum of coefficient x column over `terms` is at most `limit`."""
+
+    terms: tuple[tuple[int, int], ...]
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Maximise the gain of all columns under all rows.
+
+    The first columns say of each of `works` whether it is on time; the others are milliseconds, those of
+    `uses` or sums of them. Each column is an integer from 0 to its upper end. `scale` is the gain of one unit
+    of weight: gains are weights first, GPU-milliseconds second.
+    """
+
+    works: tuple[Work, ...]
+    uses: tuple[tuple[int, Use], ...]
+    uppers: tuple[int, ...]
+    gains: tuple[int, ...]
+    rows: tuple[Row, ...]
+    scale: int
+
+    def weight(self, objective: float) -> float:
+        """The weight on time that an objective value, or a bound on it, stands for."""
+        return math.ceil(objective / self.scale - TOLERANCE) / WEIGHT_UNIT
+
+    def more_than(self, weight: float) -> Row:
+        """More than this weight is on time."""
+        terms = tuple((z, -round(WEIGHT_UNIT * work.request.weight)) for z, work in enumerate(self.works))
+        return Row(terms, -round(WEIGHT_UNIT * weight) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Values of all columns, if any were found; `bound` is on the objective."""
+
+    values: tuple[float, ...] | None
+    bound: float
+    status: str
+
+
+def build(board: Board, works: Sequence[Work], spare_s: float = 0.0) -> Program:
+    """The program of the work that has denoising steps left.
+
+    `spare_s` is kept free before deadlines where it can be, for what the fluid does not see. Without it, the
+    best value is a bound.
+    """
+    # Data: when each can begin and must end; when blocks are free, by size; spans.
+    works = tuple(work for work in works if work.steps)
+    now = board.problem.now
+    ready = [_floor(now, work.ready + work.encode) for work in works]
+    due = _on_few_cuts([_due(work, spare_s) for work in works])
+    free_at = _free_at(board)
+    begins = (*ready, *(at for times in free_at.values() for at in times))
+    cuts = sorted({now, *due, *(at for at in begins if at < max(due, default=now))})
+    spans = [(begin, end) for begin, end in pairwise(cuts) if end > begin + TOLERANCE]
+    lengths = [math.ceil(MS * (end - begin)) for begin, end in spans]
+    free = [
+        {size: sum(at <= begin + TOLERANCE for at in times) for size, times in free_at.items()}
+        for begin, _ in spans
+    ]
+
+    # Columns: on time or not; milliseconds by work, degree and span.
+    lanes = [
+        [
+            Use(work, degree, s)
+            for s, (begin, end) in enumerate(spans)
+            if ready[z] <= begin + TOLERANCE and end <= due[z] + TOLERANCE
+            for degree in work.ladder.degrees
+            if free[s].get(degree)
+        ]
+        for z, work in enumerate(works)
+    ]
+    columns = _Columns([1] * len(works))
+    own = [[(columns.add(lengths[use.span]), use) for use in lane] for lane in lanes]
+
+    # Rows.
+    rows = [_all_steps(z, work, own[z]) for z, work in enumerate(works)]
+    for s, length in enumerate(lengths):
+        here = {
+            z: found
+            for z, lane in enumerate(own)
+            if (found := [(c, u.degree) for c, u in lane if u.span == s])
+        }
+        rows += [Row((*((c, 1) for c, _ in lane), (z, -length)), 0) for z, lane in here.items()]
+        for size, blocks in free[s].items():
+            rows += _blocks(columns, here, size, blocks * length, exact=blocks * size == free[s][1])
+
+    # Objective: the most weight on time, then the fewest GPU-seconds.
+    scale = 1 + len(board.layout.slots) * sum(lengths)
+    gains = [scale * round(WEIGHT_UNIT * work.request.weight) for work in works]
+    gains += [0] * (len(columns.uppers) - len(gains))
+    uses = tuple(entry for lane in own for entry in lane)
+    for column, use in uses:
+        gains[column] = -use.degree
+    return Program(works, uses, tuple(columns.uppers), tuple(gains), tuple(rows), scale)
+
+
+class _Columns:
+    """Columns as they are added, by their upper ends."""
+
+    def __init__(self, uppers: list[int]) -> None:
+        self.uppers = uppers
+
+    def add(self, upper: int) -> int:
+        """The index of one more column."""
+        self.uppers.append(upper)
+        return len(self.uppers) - 1
+
+
+def _all_steps(z: int, work: Work, lane: Sequence[tuple[int, Use]]) -> Row:
+    """Who is on time has done all steps."""
+    done = {degree: math.ceil(STEP_UNIT / (MS * step)) for degree, step in work.ladder.step.items()}
+    return Row((*((column, -done[use.degree]) for column, use in lane), (z, STEP_UNIT * work.steps)), 0)
+
+
+def _blocks(
+    columns: _Columns, here: Mapping[int, Sequence[tuple[int, int]]], size: int, limit: int, exact: bool
+) -> list[Row]:
+    """In one span: those of this degree and wider share its blocks, and nobody narrower runs for nothing.
+
+    `here` has the columns and degrees of each work; `exact`: there are no free GPUs beside these blocks.
+    """
+    wide = tuple((c, degree // size) for lane in here.values() for c, degree in lane if degree >= size)
+    narrow = [tuple((c, 1) for c, degree in lane if degree < size) for lane in here.values()]
+    narrow = [lane for lane in narrow if lane]
+    if not wide or not exact or not narrow:
+        return [Row(wide, limit)] if wide else []
+    if len(narrow) == 1:
+        return [Row((*wide, *narrow[0]), limit)]
+    together = columns.add(limit)
+    return [Row((*wide, (together, -1)), 0), *(Row(((together, 1), *lane), limit) for lane in narrow)]
+
+
+def _free_at(board: Board) -> dict[int, list[float]]:
+    """When each block that can run steps is free, by size."""
+    able = board.able[Stage.DENOISING]
+    return {
+        size: [_floor(board.problem.now, board.ends[block]) for block in blocks if block & able == block]
+        for size, blocks in board.layout.blocks.items()
+    }
+
+
+def _on_few_cuts(due: Sequence[float]) -> list[float]:
+    """The deadlines, some put off to the next one, so that there are no more than MAX_DEADLINES."""
+    distinct = sorted(set(due))
+    if len(distinct) > MAX_DEADLINES:
+        every = len(distinct) / MAX_DEADLINES
+        distinct = [distinct[math.ceil((n + 1) * every) - 1] for n in range(MAX_DEADLINES)]
+    return [distinct[bisect.bisect_left(distinct, at)] for at in due]
+
+
+def tasks(program: Program, values: Sequence[float]) -> list[Task]:
+    """A solution in whole steps, in the order in which to run them: by span, the widest first."""
+    by_work: dict[str, list[tuple[Use, float]]] = {}
+    for column, use in program.uses:
+        if values[column] > 0.5:
+            by_work.setdefault(use.work.request.id, []).append((use, values[column]))
+    found: list[tuple[int, int, float, Task]] = []
+    for z, work in enumerate(program.works):
+        uses = sorted(by_work.get(work.request.id, []), key=lambda u: (u[0].span, -u[0].degree))
+        if values[z] < 0.5 or not uses:
+            continue
+        total, given = 0.0, 0
+        for index, (use, milliseconds) in enumerate(uses):
+            total += milliseconds / MS / work.ladder.step[use.degree]
+            upto = work.steps if index == len(uses) - 1 else min(work.steps, round(total))
+            if upto > given:
+                found.append((use.span, -use.degree, work.due, Task(work, use.degree, upto - given)))
+                given = upto
+    return [task for *_, task in sorted(found, key=lambda entry: entry[:3])]
+
+
+def _due(work: Work, spare_s: float) -> float:
+    """By when its steps are to end: with the margin and what is spared, where there is time for both."""
+    least = work.ready + work.encode + work.steps * work.ladder.fastest
+    return max(min(work.hard_due, least), work.hard_due - spare_s)
+
+
+def _floor(now: float, at: float) -> float:
+    """A moment soon after now, on the grid."""
+    return now + max(0.0, math.floor((at - now) / GRAIN_S + TOLERANCE) * GRAIN_S)

@@ -1,0 +1,89 @@
+"""Win back what a line-up loses: change the ranking a little, line up again, keep what is better.
+
+Earliest deadline first is blind to two things. The cheapest mix is narrow and long, so that a wide
+block frees up late: then somebody should hurry. And where not all deadlines can be met, the earliest
+may be the wrong one to serve: then it should wait, or be given up.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from scheduler.policies.board import Work
+from scheduler.policies.lineup import Lineup, Ranking, line_up, on_time
+from scheduler.problem import Stage
+
+SAVING = 0.05
+"""Share of the GPU-seconds that a change must save where it brings nobody more in on time."""
+
+
+Move = Callable[[Ranking, Work], Iterator[Ranking]]
+"""Rankings that might bring in a request that is lost."""
+
+
+def give_up(ranking: Ranking, lost: Work) -> Iterator[Ranking]:
+    """Place another one last that weighs no more: the most expensive of the lightest first."""
+    rivals = [w for w in _before(ranking, lost) if w.request.weight <= lost.request.weight]
+    for rival in sorted(rivals, key=lambda w: (w.request.weight, -w.steps * w.ladder.least_cost)):
+        rest = tuple(work for work in ranking.order if work is not rival)
+        yield ranking._replace(order=(*rest, rival))
+
+
+def hurry(ranking: Ranking, lost: Work) -> Iterator[Ranking]:
+    """Let another one, placed shortly before, run wider and so end earlier."""
+    for rival in reversed(_before(ranking, lost)):
+        if rival.stage is Stage.DECODING:
+            continue
+        at_least = ranking.narrowest.get(rival.request.id, 1)
+        for degree in rival.ladder.degrees[1:]:
+            if degree > at_least:
+                yield ranking._replace(narrowest={**ranking.narrowest, rival.request.id: degree})
+
+
+def promote(ranking: Ranking, lost: Work) -> Iterator[Ranking]:
+    """Place it before others with earlier deadlines, one more at a time."""
+    index = ranking.order.index(lost)
+    rest = ranking.order[:index] + ranking.order[index + 1 :]
+    for place in reversed(range(index)):
+        yield ranking._replace(order=(*rest[:place], lost, *rest[place:]))
+
+
+def improve(lineup: Lineup, moves: Sequence[Move], effort: int) -> Lineup:
+    """The best line-up found from this one, spending about `effort` placements.
+
+    Effort and not time, so that the same problem always gets the same plan.
+    """
+    cost = max(1, len(lineup.ranking.order))
+    while effort >= cost:
+        found = None
+        for neighbour in _neighbours(lineup, moves):
+            candidate = line_up(lineup.board, neighbour)
+            effort -= cost
+            if _better(candidate, lineup):
+                found = candidate
+                break
+            if effort < cost:
+                break
+        if found is None:
+            break
+        lineup = found
+    return lineup
+
+
+def _neighbours(lineup: Lineup, moves: Sequence[Move]) -> Iterator[Ranking]:
+    ranking = lineup.ranking
+    for work in ranking.order:
+        if work.request.id not in lineup.finish:
+            for move in moves:
+                yield from move(ranking, work)
+
+
+def _before(ranking: Ranking, lost: Work) -> tuple[Work, ...]:
+    return ranking.order[: ranking.order.index(lost)]
+
+
+def _better(candidate: Lineup, than: Lineup) -> bool:
+    """More weight on time, or as much for clearly fewer GPU-seconds."""
+    weight, before = on_time(candidate), on_time(than)
+    if not math.isclose(weight, before, abs_tol=1e-6):
+        return weight > before
+    return candidate.gpu_seconds < (1 - SAVING) * than.gpu_seconds
