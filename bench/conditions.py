@@ -22,7 +22,7 @@ class Conditions:
     switch_s: float = 0.0
     decision_s: float = 0.0
     charge_measured: bool = False
-    budget_s: float = 0.05
+    budget_s: float = 1.0
     latency_s: float = 0.0
     checkpoint_s: float | None = 0.0
     error_rate: float = 0.0

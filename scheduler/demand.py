@@ -18,11 +18,10 @@ class Demand:
         self._slack: float | None = None
         self._profile: Profile | None = None
 
-    def note(self, submission: Submission) -> None:
-        """A request has arrived."""
+    def note(self, submission: Submission, steps: int) -> None:
+        """A request has arrived, with so many steps to compute."""
         if submission.deadline_s is not None:
-            s = submission
-            self._seen.append((s.width, s.height, s.steps, submission.deadline_s))
+            self._seen.append((submission.width, submission.height, steps, submission.deadline_s))
             self._slack = None
 
     def slack(self, profile: Profile) -> float:
