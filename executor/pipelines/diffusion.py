@@ -50,6 +50,8 @@ class DiffusionPipeline(Pipeline):
         self.device = device
         self.dtype = dtype
         self.limits = limits
+        # As `load_parts` has it; whoever makes parts otherwise gets the same pictures and times.
+        parts.vae.float()
         self._parts = place(parts, device)
         self._transformer = parts.transformer.eval().requires_grad_(False)
         self._sketch: Sketch | None = None
