@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from executor.image import ImageSpec
+from executor.wake import to_host
 
 # What the text encoders made of a prompt: named tensors, as the model family wants them.
 Condition = Mapping[str, torch.Tensor]
@@ -109,7 +110,7 @@ def unpack_condition(data: bytes, device: torch.device | str = "cpu") -> Conditi
 
 
 def _save(tensors: Mapping[str, torch.Tensor], notes: dict[str, str]) -> bytes:
-    return save({name: t.detach().contiguous() for name, t in tensors.items()}, notes)
+    return save({name: to_host(t.detach().contiguous()) for name, t in tensors.items()}, notes)
 
 
 def _load(data: bytes, device: torch.device | str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

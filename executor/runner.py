@@ -26,6 +26,7 @@ from executor.latents import Condition, NotHeld, State, Store, pack_latent, unpa
 from executor.pipelines import Pipeline
 from executor.pipelines.base import check_batch
 from executor.roles import DECODE, DENOISE, ENCODE
+from executor.wake import Wake
 from tetriserve.logs import Logger
 from tetriserve.v1 import executor_pb2 as pb
 from tetriserve.v1 import types_pb2 as types
@@ -138,34 +139,41 @@ class Runner(threading.Thread):
         check_batch(states)
         group = self._meet(job)
         self._keep(parts, states)
-        began = time.perf_counter()
+        kept = states.copy()
+        began = ended = time.perf_counter()
+
+        def end(step: int, going: list[int], after: list[State]) -> None:
+            """The device is through with a step."""
+            nonlocal kept, ended
+            # An aborted collective leaves garbage.
+            group.check()
+            before, kept = kept, after
+            self._keep(parts, kept)
+            seconds, ended = time.perf_counter() - ended, time.perf_counter()
+            if group.leads:
+                step_done = pb.StepDone(order_id=job.order.id, step=step, seconds=seconds, batch=len(going))
+                job.session.report(pb.JoinRequest(step_done=step_done))
+                for index in going:
+                    self._preview(job, parts[index], before[index], kept[index])
+
+        wake = Wake(self._pipeline.device)
         try:
             for step in range(steps):
-                step_began, before = time.perf_counter(), states.copy()
                 going = _going(job, group, step)
                 if not going:
                     break
-                for index, state in zip(
-                    going, self._pipeline.step([states[i] for i in going], group), strict=True
-                ):
+                stepped = self._pipeline.step([states[index] for index in going], group)
+                for index, state in zip(going, stepped, strict=True):
                     states[index] = state
-                self._synchronize()
-                self._keep(parts, states)
-                if group.leads:
-                    seconds = time.perf_counter() - step_began
-                    step_done = pb.StepDone(
-                        order_id=job.order.id, step=step, seconds=seconds, batch=len(going)
-                    )
-                    job.session.report(pb.JoinRequest(step_done=step_done))
-                    for index in going:
-                        self._preview(job, parts[index], before[index], states[index])
+                wake.add(functools.partial(end, step, going, states.copy()))
+            wake.drain()
         except Exception as error:
             # The others must not wait for a word or a tensor from here.
             group.abort(f"{type(error).__name__}: {error}")
             raise
         finally:
             done.seconds = time.perf_counter() - began
-            for part, state in zip(parts, states, strict=True):
+            for part, state in zip(parts, kept, strict=True):
                 if group.leads and state.step > part.first_step:
                     pack = functools.partial(pack_latent, state)
                     self._courier.checkpoint(job, part.request_id, state.step, pack)
