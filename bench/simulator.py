@@ -39,7 +39,7 @@ class Outcomes:
     decisions: list[Decision] = field(default_factory=list)
     decision_seconds: list[float] = field(default_factory=list)
     core_seconds: list[float] = field(default_factory=list)
-    """What the core took for each decision: finding out what there is to plan."""
+    """CPU time of the core for each decision: finding out what there is to plan."""
     ended_at: float = 0.0
     rejected: int = 0
     """Assignments that the policy should not have made."""
@@ -148,8 +148,9 @@ class Simulation:
     def _plan(self) -> None:
         core, now = self._core, self._clock.now
         self._apply(core.tick(now))
-        asked = time.perf_counter()
+        asked = time.process_time()
         problem = core.problem(now)
+        core_s = time.process_time() - asked
         if problem is None:
             return
         started = time.perf_counter()
@@ -157,7 +158,7 @@ class Simulation:
         took = time.perf_counter() - started
         self.outcomes.decisions.append(plan.decision)
         self.outcomes.decision_seconds.append(took)
-        self.outcomes.core_seconds.append(started - asked)
+        self.outcomes.core_seconds.append(core_s)
         delay = took if self._conditions.charge_measured else self._conditions.decision_s
         if delay <= 0:
             self._apply(core.commit(now, plan))
