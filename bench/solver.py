@@ -1,5 +1,6 @@
 """How long decisions take, by policy and by size of the problem; model building and solving apart."""
 
+import contextlib
 import gc
 import json
 import math
@@ -74,7 +75,8 @@ def measure(
         for name in policies:
             policy = resolve(name)
             # Imports and the caches of step times.
-            policy(problems[0], budget_s)
+            with contextlib.suppress(Exception):
+                policy(problems[0], budget_s)
             lines.append(_line(name, case, policy, problems, core, budget_s))
         gc.unfreeze()
     return lines
