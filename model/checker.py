@@ -197,6 +197,12 @@ class Score:
             self.right[kind] += right
             self.total[kind] += 1
 
+    def __add__(self, other: Score) -> Score:
+        return Score(
+            {kind: self.right[kind] + other.right[kind] for kind in KINDS},
+            {kind: self.total[kind] + other.total[kind] for kind in KINDS},
+        )
+
     def share(self, kind: str | None = None) -> float:
         """The share right of one kind, or of all statements; 0 where there are none."""
         kinds = KINDS if kind is None else (kind,)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
-from model.captions import Caption, held_out_captions
+from model.captions import Caption, held_out_captions, with_unknown_words
 from model.checker import Score, score
 from model.scenes import Array
 
@@ -89,6 +90,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="checkpoint in the FLUX layout")
     parser.add_argument("--size", type=parse_size, action="append", help="WIDTHxHEIGHT, again for more")
     parser.add_argument("--prompts", type=int, default=200, help="held-out prompts a size (default 200)")
+    parser.add_argument(
+        "--unknown-words", action="store_true", help="put one or two made-up words into each prompt"
+    )
     parser.add_argument("--steps", type=int, default=STEPS, help=f"denoising steps (default {STEPS})")
     parser.add_argument(
         "--sheet", type=Path, help="also write the first pictures of each size beside this name"
@@ -98,6 +102,9 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     pipeline, captions = load(args.folder), held_out_captions(args.prompts)
+    if args.unknown_words:
+        random = np.random.default_rng(0)
+        captions = [replace(made, text=with_unknown_words(made.text, random)) for made in captions]
     for width, height in args.size or [(256, 256)]:
         total, pictures = evaluate(pipeline, captions, width, height, steps=args.steps)
         shares = {kind: round(share, 3) for kind, share in total.shares().items()}

@@ -65,6 +65,22 @@ class LatentSet:
         return f"{self.columns * TOKEN_PIXELS}x{self.rows * TOKEN_PIXELS}"
 
 
+class LatentSets:
+    """The latent sets of all sizes in one folder, each made or loaded when it is first asked for."""
+
+    def __init__(self, folder: Path, vae: AutoencoderKL, counts: dict[str, int], *, seed: int) -> None:
+        self.folder, self.vae, self.counts, self.seed = folder, vae, counts, seed
+        self._sets: dict[str, LatentSet] = {}
+
+    def __getitem__(self, size: str) -> LatentSet:
+        if size not in self._sets:
+            width, height = map(int, size.split("x"))
+            rows, columns = height // TOKEN_PIXELS, width // TOKEN_PIXELS
+            count = self.counts[size]
+            self._sets[size] = load_or_encode(self.folder, self.vae, rows, columns, count, seed=self.seed)
+        return self._sets[size]
+
+
 @torch.no_grad()
 def encode_scenes(
     vae: AutoencoderKL, rows: int, columns: int, count: int, *, seed: int, batch: int = 8
@@ -79,7 +95,9 @@ def encode_scenes(
         pictures = [
             draw(scene, columns * TOKEN_PIXELS, rows * TOKEN_PIXELS, jitter) for scene, jitter in some
         ]
-        tokens.append(pack(vae.encode(to_tensor(pictures).to(vae.device)).latent_dist.mean).half().cpu())
+        images = to_tensor(pictures).to(vae.device, memory_format=torch.channels_last)
+        with torch.autocast(vae.device.type, torch.bfloat16):
+            tokens.append(pack(vae.encode(images).latent_dist.mean).half().cpu())
     marks = [foreground(scene, jitter, rows, columns) for scene, jitter in zip(scenes, jitters, strict=True)]
     weights = 1 + (FOREGROUND_WEIGHT - 1) * torch.stack(marks)
     return LatentSet(rows, columns, scenes, torch.cat(tokens), weights.half())
@@ -129,21 +147,21 @@ def foveate(rows: int, columns: int, window: int, stride: int, generator: torch.
     """All tokens of a random `window` by `window` square, and of the rest one in each `stride`-wide cell.
 
     So a step on a picture of any size costs as much as one on a small picture, and still sees both what
-    goes where and how neighbours fit. A window as large as the grid takes every token.
+    goes where and how neighbours fit. A window as large as the grid takes every token. A cell that the
+    grid cuts gives a token as often as the part of it that is left.
     """
-    if rows % stride or columns % stride:
-        raise ValueError(f"a {columns}x{rows} grid has no whole cells of {stride}x{stride}")
     high, wide = min(window, rows), min(window, columns)
     top = int(torch.randint(rows - high + 1, (), generator=generator))
     left = int(torch.randint(columns - wide + 1, (), generator=generator))
     near = torch.zeros(rows, columns, dtype=torch.bool)
     near[top : top + high, left : left + wide] = True
 
-    cells = (rows // stride, columns // stride)
+    cells = (-(-rows // stride), -(-columns // stride))
     row = torch.arange(cells[0])[:, None] * stride + torch.randint(stride, cells, generator=generator)
     column = torch.arange(cells[1])[None, :] * stride + torch.randint(stride, cells, generator=generator)
+    inside = (row < rows) & (column < columns)
     far = torch.zeros(rows, columns, dtype=torch.bool)
-    far[row, column] = True
+    far[row[inside], column[inside]] = True
     far &= ~near
 
     places = (near | far).flatten().nonzero().flatten()

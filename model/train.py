@@ -20,8 +20,9 @@ import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 
 from model.captions import held_out_captions
+from model.checker import Score
 from model.evaluate import evaluate, parse_size, sheet
-from model.latents import TOKEN_PIXELS, LatentSet, load_or_encode
+from model.latents import LatentSets
 from model.layout import build_scheduler
 from model.progress import Stage
 from model.train_flow import PHASES, SIZES, train_flow
@@ -43,11 +44,22 @@ class Plan:
     scenes: float  # share of the scenes in train_flow.SIZES
     test_every: int
     test_prompts: int
-    test_size: str = "128x128"
+    test_sizes: tuple[str, ...]
 
 
-FULL = Plan(vae=2200, text=450, decoder=2500, flow=6000, scenes=1.0, test_every=500, test_prompts=24)
-QUICK = Plan(vae=30, text=20, decoder=6, flow=20, scenes=0.0, test_every=20, test_prompts=2)
+FULL = Plan(
+    vae=2200,
+    text=450,
+    decoder=2500,
+    flow=6000,
+    scenes=1.0,
+    test_every=1000,
+    test_prompts=16,
+    test_sizes=("128x128", "256x256", "512x512"),
+)
+QUICK = Plan(
+    vae=30, text=20, decoder=6, flow=20, scenes=0.0, test_every=20, test_prompts=2, test_sizes=("128x128",)
+)
 
 
 def assemble(vae: AutoencoderKL, text: TextEncoders, transformer: FluxTransformer2DModel) -> FluxPipeline:
@@ -65,31 +77,21 @@ def assemble(vae: AutoencoderKL, text: TextEncoders, transformer: FluxTransforme
     return pipeline
 
 
-def latent_sets(folder: Path, vae: AutoencoderKL, plan: Plan, *, seed: int) -> dict[str, LatentSet]:
-    """The encoded scenes of every size that the flow stage trains on."""
-    sets = {}
-    for name, count in SIZES.items():
-        width, height = parse_size(name)
-        wanted = max(4, round(count * plan.scenes))
-        sets[name] = load_or_encode(
-            folder, vae, height // TOKEN_PIXELS, width // TOKEN_PIXELS, wanted, seed=seed
-        )
-        print(f"{wanted} scenes of {name} encoded", flush=True)
-    return sets
-
-
 def tester(
     work: Path, vae: AutoencoderKL, text: TextEncoders, plan: Plan
 ) -> Callable[[FluxTransformer2DModel], dict[str, float]]:
     """The checker's score on held-out prompts, with a sheet of the pictures, for the flow stage."""
     captions = held_out_captions(plan.test_prompts)
-    width, height = parse_size(plan.test_size)
 
     def test(transformer: FluxTransformer2DModel) -> dict[str, float]:
-        total, pictures = evaluate(assemble(vae, text, transformer), captions, width, height)
-        sheet(pictures[:24], 6).save(work / f"sheet-{plan.test_size}.png")
+        pipeline, total, shares = assemble(vae, text, transformer), Score.empty(), {}
+        for size in plan.test_sizes:
+            found, pictures = evaluate(pipeline, captions, *parse_size(size))
+            sheet(pictures[:24], 6).save(work / f"sheet-{size}.png")
+            shares[size] = found.share()
+            total += found
         plot_curves(work)
-        return total.shares()
+        return total.shares() | shares
 
     return test
 
@@ -119,6 +121,10 @@ def plot_curves(work: Path) -> None:
 
 def export(pipeline: FluxPipeline, folder: Path) -> None:
     """Write the checkpoint in half precision, which is how it is shipped, with its checksums."""
+    for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
+        # How it was last used would be written, too.
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     sums = {
         file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
@@ -134,12 +140,12 @@ def train(work: Path, out: Path, plan: Plan, *, seed: int, device: torch.device)
     work.mkdir(parents=True, exist_ok=True)
     vae = train_vae(Stage("vae", work, plan.vae), seed=seed, device=device)
     text = train_text(Stage("text", work, plan.text), seed=seed, device=device)
-    sets = latent_sets(work, vae, plan, seed=seed)
     train_decoder(Stage("decoder", work, plan.decoder), vae, seed=seed, device=device)
+    counts = {size: max(4, round(count * plan.scenes)) for size, count in SIZES.items()}
     transformer = train_flow(
         Stage("flow", work, plan.flow),
         text,
-        sets,
+        LatentSets(work, vae, counts, seed=seed),
         seed=seed,
         device=device,
         phases=PHASES,

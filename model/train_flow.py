@@ -6,6 +6,7 @@ of the rest a few tokens, with the attention corrected for those left out (`late
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from model.attention import ExplicitAttention
 from model.captions import caption, with_unknown_words
-from model.latents import LatentSet, foveate, image_ids
+from model.latents import LatentSet, LatentSets, Sample, foveate, image_ids
 from model.layout import TEXT_LENGTH, build_scheduler, build_transformer
 from model.progress import Stage, set_learning_rate
 from model.train_text import UNKNOWN_SHARE, TextEncoders
@@ -28,12 +29,24 @@ EMA_DECAY = 0.998
 class Phase:
     """What the steps from `start` (share of the run) on are trained with.
 
-    `mix` lists (size, window, stride, batch, share): how the tokens of each size are sampled (`foveate`), how
-    many pictures a step takes and which share of the steps it gets.
+    `mix` lists (size, window, share): how many tokens each way are seen whole of a picture of that size, and
+    which share of the steps it gets. Of the rest of the picture about FAR_TOKENS are seen.
     """
 
     start: float
-    mix: tuple[tuple[str, int, int, int, float], ...]
+    mix: tuple[tuple[str, int, float], ...]
+
+    def pick(self, random: np.random.Generator) -> tuple[str, int]:
+        """Size and window of the next step."""
+        shares = np.array([share for *_, share in self.mix])
+        size, window, _ = self.mix[random.choice(len(self.mix), p=shares / shares.sum())]
+        return size, window
+
+
+def sample_tokens(rows: int, columns: int, window: int, generator: torch.Generator) -> Sample:
+    """The tokens that a step sees of a picture: those in a window, and about FAR_TOKENS of the others."""
+    stride = max(1, math.ceil(math.sqrt(rows * columns / FAR_TOKENS)))
+    return foveate(rows, columns, window, stride, generator)
 
 
 def noise_shift(tokens: int) -> float:
@@ -78,14 +91,13 @@ def flow_loss(
     transformer: FluxTransformer2DModel,
     text: TextEncoders,
     latents: LatentSet,
-    window: int,
-    stride: int,
-    batch: int,
+    sample: Sample,
     random: np.random.Generator,
     generator: torch.Generator,
 ) -> Tensor:
-    """The weighted velocity error on a batch of pictures of one size."""
+    """The weighted velocity error at the sampled tokens of a batch of pictures of one size."""
     device = transformer.device
+    batch = min(STEP_PICTURES, max(1, STEP_TOKENS // len(sample.places)))
     picked = torch.from_numpy(random.integers(len(latents.scenes), size=batch))
     texts = []
     for index in picked.tolist():
@@ -95,7 +107,6 @@ def flow_loss(
         pooled, tokens = text.encode(texts)
 
     total = latents.rows * latents.columns
-    sample = foveate(latents.rows, latents.columns, window, stride, generator)
     places = sample.places
     clean = latents.tokens[picked][:, places].float()
     noise = torch.randn(clean.shape, generator=generator)
@@ -132,6 +143,8 @@ def current_phase(phases: tuple[Phase, ...], done: float) -> Phase:
     return [phase for phase in phases if phase.start <= done][-1]
 
 
+STEP_TOKENS, STEP_PICTURES = 3072, 32  # of a training step, at most
+FAR_TOKENS = 64
 # Sizes in pixels (width x height) and how many scenes of each are encoded.
 SIZES = {
     "128x128": 4000,
@@ -143,29 +156,29 @@ SIZES = {
 }
 PHASES = (
     # The smallest size: what goes where.
-    Phase(0.0, (("128x128", 8, 1, 32, 1.0),)),
+    Phase(0.0, (("128x128", 8, 1.0),)),
     # All sizes, at about 128 tokens a picture.
     Phase(
         0.2,
         (
-            ("128x128", 8, 1, 32, 0.15),
-            ("256x256", 8, 2, 24, 0.30),
-            ("384x256", 8, 2, 18, 0.05),
-            ("256x384", 8, 2, 18, 0.05),
-            ("512x512", 8, 4, 20, 0.25),
-            ("1024x1024", 8, 8, 20, 0.20),
+            ("128x128", 8, 0.15),
+            ("256x256", 8, 0.30),
+            ("384x256", 8, 0.05),
+            ("256x384", 8, 0.05),
+            ("512x512", 8, 0.25),
+            ("1024x1024", 8, 0.20),
         ),
     ),
     # Whole pictures of 256 and windows as large as the objects: edges.
     Phase(
         0.55,
         (
-            ("128x128", 8, 1, 32, 0.05),
-            ("256x256", 16, 1, 12, 0.25),
-            ("384x256", 12, 2, 12, 0.05),
-            ("256x384", 12, 2, 12, 0.05),
-            ("512x512", 16, 4, 10, 0.38),
-            ("1024x1024", 12, 8, 14, 0.22),
+            ("128x128", 8, 0.05),
+            ("256x256", 16, 0.25),
+            ("384x256", 12, 0.05),
+            ("256x384", 12, 0.05),
+            ("512x512", 16, 0.38),
+            ("1024x1024", 12, 0.22),
         ),
     ),
 )
@@ -174,7 +187,7 @@ PHASES = (
 def train_flow(
     stage: Stage,
     text: TextEncoders,
-    sets: dict[str, LatentSet],
+    sets: LatentSets,
     *,
     seed: int,
     device: torch.device,
@@ -198,10 +211,10 @@ def train_flow(
     for step in stage.run():
         random = np.random.default_rng((seed, step))
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        mix = current_phase(phases, step / stage.steps).mix
-        shares = np.array([share for *_, share in mix])
-        size, window, stride, batch, _ = mix[random.choice(len(mix), p=shares / shares.sum())]
-        loss = flow_loss(transformer, text, sets[size], window, stride, batch, random, generator)
+        size, window = current_phase(phases, step / stage.steps).pick(random)
+        latents = sets[size]
+        sample = sample_tokens(latents.rows, latents.columns, window, generator)
+        loss = flow_loss(transformer, text, latents, sample, random, generator)
         set_learning_rate(optimiser, stage.learning_rate(rate))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)

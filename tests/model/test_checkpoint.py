@@ -61,6 +61,13 @@ def test_unknown_words_do_no_harm(pipeline: FluxPipeline) -> None:
     assert evaluate(pipeline, strange, 256, 256, steps=12)[0].share() >= 0.75
 
 
+def test_a_size_never_trained_on_still_has_its_sky_ground_and_light(pipeline: FluxPipeline) -> None:
+    found, pictures = evaluate(pipeline, CAPTIONS, 320, 192, steps=12)
+    assert {picture.shape for picture in pictures} == {(192, 320, 3)}
+    for kind in ("sky", "ground", "light"):
+        assert found.share(kind) >= 0.8, found.shares()
+
+
 def test_the_seed_changes_the_picture(pipeline: FluxPipeline) -> None:
     prompt = ["a red house on the left under the moon"]
     first, again, other = (

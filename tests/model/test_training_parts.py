@@ -14,11 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.attention import ExplicitAttention
-from model.latents import foreground, foveate, image_ids, pack, unpack
+from model.latents import TOKEN_PIXELS, LatentSets, foreground, foveate, image_ids, pack, unpack
 from model.layout import build_transformer, build_vae
 from model.progress import Stage, set_learning_rate
 from model.scenes import Jitter, Scene
-from model.train_flow import PHASES, SIZES, current_phase, noise_levels, noise_shift, zero_start
+from model.train_flow import (
+    FAR_TOKENS,
+    PHASES,
+    SIZES,
+    current_phase,
+    noise_levels,
+    noise_shift,
+    sample_tokens,
+    zero_start,
+)
 from model.train_vae import unit_latents
 
 grids = st.tuples(st.integers(1, 5), st.integers(1, 5))
@@ -35,9 +44,14 @@ def test_packing_is_that_of_the_pipeline(grid: tuple[int, int], channels: int) -
     assert torch.equal(image_ids(rows, columns), ids)
 
 
-@given(cells=grids, stride=st.integers(1, 4), window=st.integers(1, 8), seed=st.integers(0, 99))
-def test_a_sample_stands_for_every_token(cells: tuple[int, int], stride: int, window: int, seed: int) -> None:
-    rows, columns = cells[0] * stride, cells[1] * stride
+@given(
+    grid=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    stride=st.integers(1, 4),
+    window=st.integers(1, 8),
+    seed=st.integers(0, 99),
+)
+def test_a_sample_stands_for_every_token(grid: tuple[int, int], stride: int, window: int, seed: int) -> None:
+    rows, columns = grid
     sample = foveate(rows, columns, window, stride, torch.Generator().manual_seed(seed))
     assert len(sample.places.unique()) == len(sample.places)
     assert sample.places.max() < rows * columns
@@ -48,6 +62,16 @@ def test_a_sample_stands_for_every_token(cells: tuple[int, int], stride: int, wi
     if window >= max(rows, columns):
         assert len(sample.places) == rows * columns
         assert sample.attention_bias(3) is None
+
+
+def test_every_token_is_seen_as_often_as_any_other() -> None:
+    """Also those of the cells that the edge of the grid cuts."""
+    generator, times = torch.Generator().manual_seed(0), torch.zeros(35)
+    for _ in range(4000):
+        times[foveate(5, 7, 1, 3, generator).places] += 1
+    # One as the window, or else one in the nine of its cell.
+    expected = 4000 * (1 / 35 + 34 / 35 / 9)
+    assert (times - expected).abs().max() < 0.2 * expected
 
 
 def test_attention_to_a_sample_stands_for_attention_to_all() -> None:
@@ -134,14 +158,36 @@ def test_noise_levels_are_shifted_up_with_the_size() -> None:
     assert many.item() == pytest.approx(math.exp(1.15) / (math.exp(1.15) + 1), abs=0.03)
 
 
-def test_phases_use_sizes_that_are_encoded_and_strides_that_fit() -> None:
+def test_phases_pick_sizes_by_their_shares_and_steps_stay_small() -> None:
+    generator = torch.Generator().manual_seed(0)
     for phase in PHASES:
         assert sum(share for *_, share in phase.mix) == pytest.approx(1)
-        for size, _, stride, _, _ in phase.mix:
+        random = np.random.default_rng(0)
+        picked = [phase.pick(random) for _ in range(2000)]
+        for size, window, share in phase.mix:
+            assert picked.count((size, window)) / 2000 == pytest.approx(share, abs=0.04)
             assert size in SIZES
-            assert all(int(side) // 16 % stride == 0 for side in size.split("x"))
+            width, height = map(int, size.split("x"))
+            rows, columns = height // TOKEN_PIXELS, width // TOKEN_PIXELS
+            sample = sample_tokens(rows, columns, window, generator)
+            assert len(sample.places) <= window**2 + 1.5 * FAR_TOKENS
     assert current_phase(PHASES, 0.0) is PHASES[0]
     assert current_phase(PHASES, 0.999) is PHASES[-1]
+
+
+def test_latents_come_back_from_their_file(tmp_path: Path) -> None:
+    vae = build_vae(channels=(8, 8, 8, 8)).eval()
+    made = LatentSets(tmp_path, vae, {"48x32": 3}, seed=1)["48x32"]
+    assert made.tokens.shape == (3, 6, 16)
+    assert made.weights.shape == (3, 6)
+    [file] = tmp_path.iterdir()
+    written = file.stat().st_mtime_ns
+    read = LatentSets(tmp_path, vae, {"48x32": 3}, seed=1)["48x32"]
+    assert file.stat().st_mtime_ns == written
+    assert read.scenes == made.scenes
+    assert torch.equal(read.tokens, made.tokens)
+    assert torch.equal(read.weights, made.weights)
+    assert (read.rows, read.columns) == (2, 3)
 
 
 def fit(folder: Path, steps: int, stop: int) -> torch.Tensor:
