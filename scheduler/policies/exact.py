@@ -76,7 +76,7 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float) -> _Answer:
         program = build(board, order, spare_s)
         built = time.perf_counter()
         answer.build_s += built - began
-        if built >= until:
+        if built >= until or not program.works:
             break
         kept = frozenset(z for z, work in enumerate(program.works) if work.request.id in best.finish)
         solution = solver(program, [program.more_than(on_time(best) - apart)], kept, until - built)

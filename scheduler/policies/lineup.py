@@ -208,6 +208,8 @@ class Lineup:
     def run_steps(self, work: Work, degree: int, steps: int, ready: float, held: int) -> tuple[float, int]:
         """Run steps as early as can be, behind all that was placed before; when and where they end."""
         begin, block = self._earliest(Stage.DENOISING, degree, ready, held)
+        if begin == math.inf:
+            return begin, block  # nobody can run them, or encode before
         piece = None
         if (
             work.stage is Stage.DENOISING
