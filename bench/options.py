@@ -170,8 +170,8 @@ MACHINES = [
         "budget_s",
         type=POSITIVE,
         default=1.0,
-        help="Time for one decision, s. Solvers bound their own work besides; where this cuts them shorter, runs "
-        "do not repeat.",
+        help="Time for one decision, s. Solvers bound their own work besides; where this cuts them shorter, "
+        "runs do not repeat.",
     ),
     click.option(
         "--charge-decisions",
