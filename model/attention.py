@@ -1,4 +1,4 @@
-"""FLUX's joint attention spelled out, for training.
+"""FLUX's joint attention spelled out, for training and for long evaluations.
 
 At the few tokens and small heads of the built-in model, `bmm`, softmax, `bmm` trains about twice as fast
 on a CPU as the fused kernel behind diffusers' own processor, which the trained model is run with.
@@ -46,13 +46,37 @@ class ExplicitAttention:
 
         batch = query.shape[0]
         query, key, value = (x.flatten(0, 1).to(value.dtype) for x in (query, key, value))
-        scores = torch.bmm(query * attn.head_dim**-0.5, key.transpose(1, 2))
-        if attention_mask is not None:
-            scores = scores + attention_mask.to(scores.dtype)
-        out = torch.bmm(scores.softmax(-1).to(value.dtype), value)
+        out = self.attend(query * attn.head_dim**-0.5, key, value, attention_mask)
         out = out.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
 
         if encoder_hidden_states is None:
             return out
         text = encoder_hidden_states.shape[1]
         return attn.to_out[0](out[:, text:]), attn.to_add_out(out[:, :text])
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Softmax attention of scaled queries; all are `(batch * heads, tokens, dims)`."""
+        scores = torch.bmm(query, key.transpose(1, 2))
+        if mask is not None:
+            scores = scores + mask.to(scores.dtype)
+        return torch.bmm(scores.softmax(-1).to(value.dtype), value)
+
+
+class BlockAttention(ExplicitAttention):
+    """The same in bfloat16, some queries of one head at a time, so that the scores stay in the cache.
+
+    At the 4,120 tokens of 1024x1024 twice as fast as the fused kernel in float32, on a CPU with AVX-512 BF16.
+    """
+
+    QUERIES = 128
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None:
+            raise ValueError("BlockAttention takes no mask")
+        out = torch.empty_like(query)
+        query, key, value = (x.bfloat16() for x in (query, key.transpose(1, 2).contiguous(), value))
+        for head in range(len(query)):
+            for start in range(0, query.shape[1], self.QUERIES):
+                some = slice(start, start + self.QUERIES)
+                out[head, some] = (query[head, some] @ key[head]).softmax(-1) @ value[head]
+        return out

@@ -15,6 +15,7 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
+from model.attention import BlockAttention
 from model.captions import Caption, held_out_captions, with_unknown_words
 from model.checker import Score, score
 from model.scenes import Array
@@ -93,6 +94,9 @@ def main() -> None:
     parser.add_argument(
         "--unknown-words", action="store_true", help="put one or two made-up words into each prompt"
     )
+    parser.add_argument(
+        "--bf16-attention", action="store_true", help="attention scores in bfloat16: hours less at 1024x1024"
+    )
     parser.add_argument("--steps", type=int, default=STEPS, help=f"denoising steps (default {STEPS})")
     parser.add_argument(
         "--sheet", type=Path, help="also write the first pictures of each size beside this name"
@@ -102,6 +106,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     pipeline, captions = load(args.folder), held_out_captions(args.prompts)
+    if args.bf16_attention:
+        pipeline.transformer.set_attn_processor(BlockAttention())
     if args.unknown_words:
         random = np.random.default_rng(0)
         captions = [replace(made, text=with_unknown_words(made.text, random)) for made in captions]

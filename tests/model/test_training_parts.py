@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.attention import ExplicitAttention
+from model.attention import BlockAttention, ExplicitAttention
 from model.latents import TOKEN_PIXELS, LatentSets, foreground, foveate, image_ids, pack, unpack
 from model.layout import build_transformer, build_vae
 from model.progress import Stage, set_learning_rate
@@ -105,6 +105,16 @@ def test_explicit_attention_equals_the_stock_processor() -> None:
         model.set_attn_processor(processor)
         outputs.append(model(**inputs)[0])
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_attention_in_blocks_equals_attention_to_a_rounding() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, 2 * BlockAttention.QUERIES + 5, 8) for _ in range(3))
+    exact = ExplicitAttention().attend(query * 8**-0.5, key, value, None)
+    torch.testing.assert_close(
+        BlockAttention().attend(query * 8**-0.5, key, value, None), exact, atol=0.02, rtol=0
+    )
 
 
 def test_a_zero_started_transformer_says_zero_and_can_learn() -> None:
