@@ -11,6 +11,7 @@ from bench.compare import lines
 from bench.intervals import estimate, paired
 from bench.runs import bundled_profiles, profile
 
+DERIVED = ["flux1-dev-8xh100", "sd3-medium-4xa40"]
 SHORT = ["--duration", "60", "--seed", "1"]
 
 
@@ -175,17 +176,22 @@ def test_intervals():
 
 
 def test_every_bundled_row_says_where_it_is_from():
-    assert bundled_profiles() == ["flux1-dev-8xh100", "sd3-medium-4xa40"]
+    assert bundled_profiles() == ["builtin-2xcpu", *DERIVED]
     for name in bundled_profiles():
         for entry in profile(name).entries:
-            assert entry.basis in ("published", "derived")
+            assert entry.basis in (("published", "derived") if name in DERIVED else ("measured",))
             assert entry.source
+
+
+def test_the_measured_profile_can_be_planned_with():
+    found = figures("simulate", "--profile", "builtin-2xcpu", "--policy", "edf", "--gpus", 2, *SHORT)
+    assert found["requests"] > 0
 
 
 def test_bundled_profiles_are_what_the_script_makes(tmp_path, monkeypatch):
     from bench import build_profiles
 
-    committed = {name: (build_profiles.FOLDER / f"{name}.csv").read_text() for name in bundled_profiles()}
+    committed = {name: (build_profiles.FOLDER / f"{name}.csv").read_text() for name in DERIVED}
     (tmp_path / "sources").symlink_to(build_profiles.FOLDER / "sources")
     monkeypatch.setattr(build_profiles, "FOLDER", Path(tmp_path))
     build_profiles.main()
