@@ -28,9 +28,10 @@ CORE = {
     "promises": {"problem", "timetable"},
     "warmth": {"placement"},
     "skipping": set[str](),
+    "demand": {"profile", "tracking"},
     "rounds": {
         *("orders", "placement", "problem", "profile", "tracking"),
-        *("dispatch", "nodes", "promises", "skipping", "timetable", "warmth"),
+        *("demand", "dispatch", "nodes", "promises", "skipping", "timetable", "warmth"),
     },
 }
 
