@@ -261,6 +261,7 @@ def replay(
     round_s: float,
     lead_s: float,
     margin_s: float,
+    scale_up: float,
 ) -> None:
     """Put a recorded run of the service through the simulator and compare.
 
@@ -270,7 +271,9 @@ def replay(
 
     recorded = bench.load(recording)
     steps = profile(profile_name) if profile_name else bench.measured(recorded)
-    config = Config(round_s=round_s, lead_s=lead_s, margin_s=margin_s, drop_late=late == "drop")
+    config = Config(
+        round_s=round_s, lead_s=lead_s, margin_s=margin_s, scale_up=scale_up, drop_late=late == "drop"
+    )
     outcomes = bench.replay(recorded, steps, policy, gpus or bench.gpus_of(recorded), config)
     figures = bench.compare(recorded, outcomes)
     if as_json:

@@ -143,6 +143,12 @@ SCHEDULER = [
         help="Kept free before every deadline, s.",
     ),
     click.option(
+        "--scale-up",
+        type=click.FloatRange(0, 1),
+        default=SERVER_CONFIG.scale_up,
+        help="How freely idle GPUs are spent on finishing early: 0 not at all, 1 all there are.",
+    ),
+    click.option(
         "--late",
         type=click.Choice(["run", "drop"]),
         default="run",
@@ -220,6 +226,7 @@ def setting(
     round_s: float = SERVER_CONFIG.round_s,
     lead_s: float = SERVER_CONFIG.lead_s,
     margin_s: float = SERVER_CONFIG.margin_s,
+    scale_up: float = SERVER_CONFIG.scale_up,
     late: str = "run",
     admission: str = "accept",
     age_bound_s: float = SERVER_CONFIG.age_bound_s,
@@ -261,6 +268,7 @@ def setting(
         round_s=round_s,
         lead_s=lead_s,
         margin_s=margin_s,
+        scale_up=scale_up,
         drop_late=late == "drop",
         age_bound_s=age_bound_s,
     )

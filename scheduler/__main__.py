@@ -105,6 +105,13 @@ NOT_NEGATIVE = click.FloatRange(min=0)
     help="What becomes of requests that can't meet their deadline any more, unless they say it themselves.",
 )
 @click.option(
+    "--scale-up",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    help="How freely idle GPUs are spent on finishing early: the share of an order's GPU-seconds that may be "
+    "extra. 0 saves the most GPU-hours.",
+)
+@click.option(
     "--admission",
     type=click.Choice([choice.value for choice in Admission]),
     default=Admission.ACCEPT.value,
@@ -152,6 +159,7 @@ def main(
     lead_s: float,
     budget_s: float,
     margin_s: float,
+    scale_up: float,
     late: str,
     admission: str,
     age_bound_s: float,
@@ -174,6 +182,7 @@ def main(
         round_s=round_s,
         lead_s=lead_s,
         margin_s=margin_s,
+        scale_up=scale_up,
         drop_late=late == "drop",
         age_bound_s=age_bound_s,
     )

@@ -94,7 +94,9 @@ class Problem:
     Only GPUs and requests that are free by `horizon` can be given an order in this plan; the
     others are listed because they will compete later. `round_s` bounds an order's length: as
     many whole steps as fit, at least one. `margin_s` is kept free before every deadline.
-    `slack_s` is how long the tightest of the latest arrivals could have been kept waiting.
+    `slack_s` is how long the tightest of the latest arrivals could have been kept waiting. Idle GPUs may
+    speed an order up where of the GPU-seconds that it then takes at most the share `scale_up` is extra: 0
+    spends none, 1 all there are.
     """
 
     now: float
@@ -105,6 +107,7 @@ class Problem:
     profile: Profile
     margin_s: float = 0.0
     slack_s: float = math.inf
+    scale_up: float = 1.0
 
     def degrees(self, request: Request) -> tuple[int, ...]:
         """Degrees for the request's next stage, ascending, that are faster than every narrower one."""

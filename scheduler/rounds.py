@@ -31,7 +31,8 @@ class Config:
     of its last order an executor can be given the next; `margin_s` is kept free before deadlines;
     `attempts` failed orders end a request; `grace_s` is how long the other members of a group may
     still report after one has failed, before they are aborted. Who is late, or has no deadline, gets a
-    claim on GPUs once it has been here for `age_bound_s`.
+    claim on GPUs once it has been here for `age_bound_s`. `scale_up` is how freely idle GPUs are spent on
+    finishing early (see `Problem`).
     """
 
     round_s: float = 0.25
@@ -41,6 +42,7 @@ class Config:
     grace_s: float = 2.0
     drop_late: bool = False
     age_bound_s: float = math.inf
+    scale_up: float = 1.0
 
 
 EPSILON = 1e-9
@@ -421,6 +423,7 @@ class Rounds:
             profile=profile,
             margin_s=self.config.margin_s,
             slack_s=self._demand.slack(profile),
+            scale_up=self.config.scale_up,
         )
 
     def commit(self, now: float, plan: Plan) -> list[Effect]:

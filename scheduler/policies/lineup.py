@@ -263,7 +263,10 @@ class Lineup:
                 if wider is None:
                     continue
                 step = piece.work.ladder.step
-                saved = (step[piece.block.bit_count()] - step[wider.block.bit_count()]) * piece.work.steps
+                now, then = piece.block.bit_count(), wider.block.bit_count()
+                if now * step[now] < (1 - self.board.problem.scale_up) * then * step[then] - TOLERANCE:
+                    continue
+                saved = (step[now] - step[then]) * piece.work.steps
                 if saved > best_saved:
                     best, best_saved = wider, saved
             if best is None:
