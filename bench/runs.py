@@ -20,7 +20,7 @@ from scheduler.rounds import Config
 PROFILES = Path(__file__).parent / "profiles"
 DEFAULT_PROFILE = "flux1-dev-8xh100"
 FAIR = Conditions()
-SERVER_CONFIG = Config(round_s=0.25, lead_s=0.1, margin_s=0.1, age_bound_s=120.0)
+SERVER_CONFIG = Config(round_s=0.25, lead_s=0.1, margin_s=0.1, age_bound_s=600.0)
 """What `python -m scheduler` runs with unless it is told otherwise."""
 
 

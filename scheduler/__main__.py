@@ -121,7 +121,7 @@ NOT_NEGATIVE = click.FloatRange(min=0)
 @click.option(
     "--age-bound",
     "age_bound_s",
-    default="120s",
+    default="600s",
     metavar="DURATION|never",
     callback=_duration,
     help="Who is late, or has no deadline, gets a claim on GPUs after waiting for so long.",

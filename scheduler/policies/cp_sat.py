@@ -10,7 +10,7 @@ from scheduler.problem import Policy
 
 OVERRUN_S = 0.01
 """CP-SAT takes up to this much longer than its limit."""
-EFFORT = 0.02
+EFFORT = 0.01
 """CP-SAT's own measure of work, about seconds. Where the time does not run out, the same moment gets the same
 answer."""
 _STATUS = {
