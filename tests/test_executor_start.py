@@ -66,7 +66,8 @@ def test_a_bad_model_folder_is_named(tmp_path: Path):
     result = CliRunner().invoke(command.main, ["--model", str(tmp_path)])
     assert result.exit_code == 1
     assert f"{tmp_path} has no model_index.json" in result.output
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline", "vae": ["diffusers", "AutoencoderKL"]}')
+    index = '{"_class_name": "FluxPipeline", "vae": ["diffusers", "AutoencoderKL"]}'
+    (tmp_path / "model_index.json").write_text(index)
     result = CliRunner().invoke(command.main, ["--model", str(tmp_path)])
     assert result.exit_code == 1
     assert "incomplete" in result.output
