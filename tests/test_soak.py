@@ -159,7 +159,7 @@ def test_every_picture_is_that_of_degree_1_and_nothing_leaks(cluster: LocalClust
     for name, last in held[-1].items():
         print(f"{name}: {[wave[name] for wave in held[::3]]}, at the end {last}")
     assert compared + cancelled == REQUESTS
-    assert changed > compared / 2
+    assert changed > compared / 4
     for name, last in held[-1].items():
         before = held[min(SETTLED, len(held)) - 1][name]
         assert last.threads <= before.threads + 4, name
