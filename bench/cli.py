@@ -19,6 +19,14 @@ from bench.trials import BOUND, Trial, perform_all
 from scheduler import policies
 from scheduler.rounds import Config
 
+RESULTS = click.option(
+    "--out",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(__file__).parent / "results",
+    show_default="bench/results",
+    help="Folder for what comes out; records that it has of the same runs are not made again.",
+)
 SETTINGS = {"max_content_width": 110, "show_default": True}
 POLICIES = "\b\nPolicies:\n" + "\n".join(f"  {line}" for line in policies.describe().splitlines())
 
@@ -156,6 +164,33 @@ def compare(
 
 
 @main.command(epilog=POLICIES)
+@click.option("--policy", type=Policy(), default="cp-sat", help="Whose knobs to turn.")
+@click.option(
+    "--others",
+    default="edf,tetriserve,srtf,edf-best-fit",
+    metavar="A,B,...",
+    callback=_policies,
+    help="Policies to draw beside it.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=8, help="Runs of each, with seeds --seed and up."
+)
+@click.option("--jobs", type=click.IntRange(min=1), default=2, help="Processes.")
+@RESULTS
+@options(WORKLOAD, MACHINES)
+@seed
+def exchange(policy: str, others: list[str], seeds: int, jobs: int, folder: Path, **given: Any) -> None:
+    """Show what the knobs trade: requests on time for GPU-seconds, and for how long the late wait."""
+    from bench.exchange import exchange as draw
+
+    numbers = range(given["seed"], given["seed"] + seeds)
+    with progress_bar("runs") as progress:
+        written = draw(folder, policy, others, setting(**given), numbers, jobs, progress)
+    for path in written:
+        click.echo(path)
+
+
+@main.command(epilog=POLICIES)
 @click.option("--quick", is_flag=True, help="A few short runs, to see that everything works.")
 @click.option(
     "--policies", callback=_some_policies, metavar="A,B,...", help="Instead of all; the first leads."
@@ -164,14 +199,7 @@ def compare(
 @click.option("--seeds", type=click.IntRange(min=1), default=8, help="Runs of each.")
 @click.option("--duration", type=POSITIVE, default=1200.0, help="Seconds in which requests arrive.")
 @click.option("--jobs", type=click.IntRange(min=1), default=2, help="Processes.")
-@click.option(
-    "--out",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(__file__).parent / "results",
-    show_default="bench/results",
-    help="Folder of records, tables and plots; what is recorded there is not run again.",
-)
+@RESULTS
 def paper(
     quick: bool,
     policies: list[str] | None,

@@ -32,7 +32,7 @@ def sar_by(cells: Sequence[Cell], records: Records, axis: str, folder: Path) -> 
         if len({getattr(cell, axis) for cell in chosen}) < 2:
             continue
         mixes = list(dict.fromkeys(cell.mix for cell in chosen))
-        figure = _figure(5.5 * len(mixes), 4.2)
+        figure = new_figure(5.5 * len(mixes), 4.2)
         for place, mix in enumerate(mixes, 1):
             axes = figure.add_subplot(1, len(mixes), place)
             curves: dict[str, list[tuple[float, Line]]] = {}
@@ -55,13 +55,13 @@ def sar_by(cells: Sequence[Cell], records: Records, axis: str, folder: Path) -> 
             axes.set_ylim(0, 100)
             axes.grid(alpha=0.3)
         figure.axes[-1].legend(fontsize=8)
-        paths.append(_save(figure, folder / f"sar_by_{axis}_{other}_{fixed:g}.png"))
+        paths.append(save(figure, folder / f"sar_by_{axis}_{other}_{fixed:g}.png"))
     return paths
 
 
 def latencies(cell: Cell, records: Records, path: Path) -> Path:
     """The distribution of latencies, all seeds together."""
-    figure = _figure(6.5, 4.5)
+    figure = new_figure(6.5, 4.5)
     axes = figure.add_subplot()
     by_policy: dict[str, list[Sequence[float]]] = {}
     for record in records[cell.name]:
@@ -77,12 +77,12 @@ def latencies(cell: Cell, records: Records, path: Path) -> Path:
     axes.set_title(cell.name)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def cost(cells: Sequence[Cell], records: Records, path: Path) -> Path:
     """SAR over GPU-seconds for each request on time, averaged over the cells."""
-    figure = _figure(6.5, 4.5)
+    figure = new_figure(6.5, 4.5)
     axes = figure.add_subplot()
     points: dict[str, list[tuple[float, float]]] = {}
     for cell in cells:
@@ -96,7 +96,7 @@ def cost(cells: Sequence[Cell], records: Records, path: Path) -> Path:
     axes.set_xlabel("GPU-seconds for each request on time")
     axes.set_ylabel("requests on time, %")
     axes.grid(alpha=0.3)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def timeline(policy: str, setting: Setting, path: Path) -> Path:
@@ -134,13 +134,15 @@ def _style(policy: str) -> dict[str, Any]:
     return {"label": policy, "marker": "o", "markersize": 3, "capsize": 2}
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches."""
     # Not pyplot: it keeps global state and looks for a display.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: "Figure", path: Path) -> Path:
+def save(figure: "Figure", path: Path) -> Path:
+    """Write a figure as a picture; its path."""
     figure.savefig(path, dpi=120)
     return path

@@ -197,3 +197,11 @@ def test_bundled_profiles_are_what_the_script_makes(tmp_path, monkeypatch):
     build_profiles.main()
     for name, text in committed.items():
         assert (tmp_path / f"{name}.csv").read_text() == text
+
+
+def test_exchange_draws_the_knobs(tmp_path):
+    done = call("exchange", "--duration", 20, "--seeds", 1, "--jobs", 1, "--others", "edf", "--out", tmp_path)
+    assert (tmp_path / "exchange.png").stat().st_size > 10_000
+    rows = (tmp_path / "exchange.md").read_text().splitlines()
+    assert [row.split(" | ")[0].strip("| ") for row in rows[2:4]] == ["cp-sat", "cp-sat, scale-up 0"]
+    assert str(tmp_path / "exchange.md") in done
