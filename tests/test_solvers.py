@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -183,3 +184,22 @@ def test_who_knows_better_is_followed(monkeypatch, effort, source):
     assert edf.decision.objective == 1
     assert better.decision.objective == 4
     assert better.decision.source == source
+
+
+def test_an_ilp_solver_by_name():
+    moment = problem(3, 6, 8)
+    assert resolve("ilp:cbc")(moment, 1.0).assignments == resolve("ilp")(moment, 1.0).assignments
+    with pytest.raises(ValueError, match="installed are cbc"):
+        resolve("ilp:nothing")
+
+
+@pytest.mark.skipif(shutil.which("glpsol") is None, reason="GLPK is not installed")
+@pytest.mark.parametrize("seed", range(6))
+def test_glpk_agrees_with_brute_force(seed):
+    board = Board(problem(seed, 4, 8))
+    program = build(board, by_deadline(board.works))
+    solution = ilp.solve(program, [], frozenset(), 20.0, solver="glpk")
+    assert solution.values is not None
+    weights = [round(1000 * work.request.weight) for work in program.works]
+    reached = sum(w * round(z) for w, z in zip(weights, solution.values, strict=False))
+    assert reached == brute_force(program)

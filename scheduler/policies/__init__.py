@@ -29,7 +29,13 @@ class _Entry:
 
 _POLICIES: dict[str, _Entry] = {
     "cp-sat": _Entry("cp_sat", "cp_sat", "the round as an optimisation problem, solved by OR-Tools CP-SAT"),
-    "ilp": _Entry("ilp", "ilp", "the same model as an integer program, solved by PuLP with CBC"),
+    "ilp": _Entry(
+        "ilp",
+        "ilp",
+        "the same model in PuLP, solved by CBC, or by another that is installed (glpk, highs, scip, ...)",
+        "SOLVER",
+        optional=True,
+    ),
     "edf": _Entry("edf", "edf", "earliest deadline first, each at the cheapest degree that meets it"),
     "fixed": _Entry("fixed", "fixed", "static groups of K GPUs, first come first served", "K"),
     "rssp": _Entry("fixed", "rssp", "a static degree for every size, first come first served"),

@@ -1,6 +1,8 @@
-"""The fluid model as a mixed-integer program in PuLP; solved by CBC, which comes with it."""
+"""The fluid model as a mixed-integer program in PuLP; solved by CBC, which comes with it, or by another."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 
 import pulp
 
@@ -12,12 +14,28 @@ OVERRUN_S = 0.02
 """CBC is a process of its own: starting and reading it takes this much."""
 
 
-def ilp() -> Policy:
-    """The policy."""
-    return exact(solve, OVERRUN_S)
+SOLVERS = {
+    "cbc": "PULP_CBC_CMD",
+    "glpk": "GLPK_CMD",
+    "highs": "HiGHS_CMD",
+    "scip": "SCIP_CMD",
+    "gurobi": "GUROBI_CMD",
+    "cplex": "CPLEX_CMD",
+}
+"""PuLP's names of solvers that run as a process of their own, so that no two libraries clash in ours."""
 
 
-def solve(program: Program, more: Sequence[Row], start: frozenset[int], seconds: float) -> Solution:
+def ilp(solver: str = "cbc") -> Policy:
+    """The policy. ValueError where there is no such solver on this machine."""
+    installed = [name for name, known in SOLVERS.items() if pulp.getSolver(known, msg=False).available()]
+    if solver not in installed:
+        raise ValueError(f"unknown or missing solver {solver!r}; installed are {', '.join(installed)}")
+    return exact(partial(solve, solver=solver), OVERRUN_S)
+
+
+def solve(
+    program: Program, more: Sequence[Row], start: frozenset[int], seconds: float, solver: str = "cbc"
+) -> Solution:
     """Solve a program with `more` rows, beginning with those of `start` (of its works) on time."""
     # Variables: on time or not, and milliseconds, which may be fractions here.
     problem = pulp.LpProblem("round", pulp.LpMaximize)
@@ -36,16 +54,20 @@ def solve(program: Program, more: Sequence[Row], start: frozenset[int], seconds:
         unit = STEP_UNIT if max(abs(factor) for _, factor in row.terms) >= STEP_UNIT else 1
         problem += pulp.lpSum(factor / unit * columns[i] for i, factor in row.terms) <= row.limit / unit
 
-    # Start.
-    for index in range(works):
-        columns[index].setInitialValue(int(index in start))
-
-    # Solve.
-    solver = pulp.PULP_CBC_CMD(msg=False, timeLimit=seconds, threads=1, warmStart=True, gapRel=0, gapAbs=0)
-    status = problem.solve(solver)
+    # Solve, with CBC from the start.
+    options = {"threads": 1, "warmStart": True, "gapRel": 0, "gapAbs": 0} if solver == "cbc" else {}
+    if options:
+        for index in range(works):
+            columns[index].setInitialValue(int(index in start))
+    # The others' command lines take whole seconds.
+    limit = seconds if solver == "cbc" else math.ceil(seconds)
+    trivial = float(sum(gain for gain in program.gains if gain > 0))
+    try:
+        status = problem.solve(pulp.getSolver(SOLVERS[solver], msg=False, timeLimit=limit, **options))
+    except pulp.PulpSolverError as error:
+        return Solution(None, trivial, f"failed: {error}")
 
     # Solution. PuLP does not pass CBC's bound on: without a proof there is only the trivial one.
-    trivial = float(sum(gain for gain in program.gains if gain > 0))
     if status == pulp.LpStatusInfeasible:
         return Solution(None, trivial, "infeasible")
     if problem.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
