@@ -167,7 +167,7 @@ def compare(
 @click.option("--policy", type=Policy(), default="cp-sat", help="Whose knobs to turn.")
 @click.option(
     "--others",
-    default="edf,tetriserve,srtf,edf-best-fit",
+    default="edf,tetriserve",
     metavar="A,B,...",
     callback=_policies,
     help="Policies to draw beside it.",
