@@ -17,7 +17,7 @@ from bench.runs import profile, run
 from bench.show import progress_bar, show_bound, show_comparison, show_misses, show_replay, show_summary
 from bench.trials import BOUND, Trial, perform_all
 from scheduler import policies
-from scheduler.rounds import Config
+from scheduler.config import Config
 
 RESULTS = click.option(
     "--out",

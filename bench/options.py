@@ -12,7 +12,7 @@ from bench.runs import DEFAULT_PROFILE, SERVER_CONFIG, Setting, bundled_profiles
 from bench.workloads import MIX_HELP, PROCESSES, STEPS, Workload, mix
 from scheduler import policies
 from scheduler.admission import Admission
-from scheduler.rounds import Config
+from scheduler.config import Config
 
 F = TypeVar("F", bound=Callable[..., Any])
 POSITIVE = click.FloatRange(min=0, min_open=True)

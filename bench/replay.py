@@ -14,10 +14,10 @@ from statistics import mean, median
 from typing import Any
 
 from bench.simulator import Arrival, Outcomes, Simulation
+from scheduler.config import Config
 from scheduler.policies import resolve
 from scheduler.problem import Stage
 from scheduler.profile import Profile, StepTime
-from scheduler.rounds import Config
 from scheduler.tracking import Span, Submission
 
 

@@ -13,9 +13,9 @@ from bench.simulator import Arrival, Outcomes, Simulation
 from bench.summary import latency_percentiles, summary
 from bench.workloads import Workload
 from scheduler.admission import Admission
+from scheduler.config import Config
 from scheduler.policies import resolve
 from scheduler.profile import Profile, load
-from scheduler.rounds import Config
 
 PROFILES = Path(__file__).parent / "profiles"
 DEFAULT_PROFILE = "flux1-dev-8xh100"

@@ -13,10 +13,11 @@ from bench.clock import Clock
 from bench.conditions import Conditions, Fault
 from bench.fleet import Fleet, Tally
 from scheduler.admission import Admission, judge
+from scheduler.config import Config
 from scheduler.orders import Changed, Effect
 from scheduler.problem import Decision, Policy, Stage
 from scheduler.profile import Profile
-from scheduler.rounds import Config, Rounds
+from scheduler.rounds import Rounds
 from scheduler.skipping import Computed
 from scheduler.tracking import Submission, Tracked
 

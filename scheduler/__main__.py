@@ -13,11 +13,12 @@ from grpc_reflection.v1alpha import reflection
 
 from scheduler import policies
 from scheduler.admission import Admission
+from scheduler.config import Config
 from scheduler.driver import Driver
 from scheduler.fleet import Fleet
 from scheduler.journal import Journal, JournalError
 from scheduler.profile import load
-from scheduler.rounds import Config, Rounds
+from scheduler.rounds import Rounds
 from scheduler.service import FleetService, SchedulerService
 from tetriserve import logs
 from tetriserve.guard import Guard

@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+from scheduler.pledges import Offer
 from scheduler.problem import Request, Stage
 from scheduler.quote import can_meet, quote
-from scheduler.rounds import Offer, Rounds
+from scheduler.rounds import Rounds
 from scheduler.tracking import Submission
 
 

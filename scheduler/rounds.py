@@ -6,63 +6,20 @@ returns effects. Planning is three calls, so that a policy can run elsewhere and
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
 
-from scheduler.demand import Demand
-from scheduler.dispatch import Load, best, choose, crowded_out
+from scheduler.config import Config
+from scheduler.homes import Homes
 from scheduler.nodes import Nodes
 from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Part, Release, Report, Truncate
-from scheduler.placement import Layout, layout_of
-from scheduler.problem import EVERY_ROLE, ROLES, Assignment, Gpu, Plan, Problem, Request, Stage
+from scheduler.placement import Layout
+from scheduler.pledges import Offer, Pledges
+from scheduler.problem import EVERY_ROLE, ROLES, Assignment, Plan, Problem, Request, Stage
 from scheduler.profile import Profile
-from scheduler.promises import Moment, Witness, admit, cheapest, earliest, keep
-from scheduler.skipping import Computed, left, reach
-from scheduler.timetable import Booking
+from scheduler.skipping import Computed, reach
 from scheduler.tracking import QUEUE_DEPTH, Flight, Slot, Span, Submission, Tracked
-from scheduler.warmth import WARM_UP_S, Warmth
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """Knobs of the core; times in seconds.
-
-    `round_s` bounds an order's length and the time between plans; `lead_s` is how long before the end
-    of its last order an executor can be given the next; `margin_s` is kept free before deadlines;
-    `attempts` failed orders end a request; `grace_s` is how long the other members of a group may
-    still report after one has failed, before they are aborted. Who is late, or has no deadline, gets a
-    claim on GPUs once it has been here for `age_bound_s`. `scale_up` is how freely idle GPUs are spent on
-    finishing early (see `Problem`).
-    """
-
-    round_s: float = 0.25
-    lead_s: float = 0.05
-    margin_s: float = 0.0
-    attempts: int = 3
-    grace_s: float = 2.0
-    drop_late: bool = False
-    age_bound_s: float = math.inf
-    scale_up: float = 1.0
-
-
-EPSILON = 1e-9
-"""Seconds that rounding may lose."""
-CLAIM_SHARE = 4
-"""One request has a claim at a time for so many GPUs of a node."""
-MOVES = 4
-"""Requests that change their node in one decision, at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """Whether a deadline can be promised, and by which witness, on which node; good for this moment only.
-
-    `earliest_s`: the seconds from arrival for which it could be, infinity where it could not.
-    """
-
-    earliest_s: float
-    home: str | None = None
-    witness: Witness | None = None
+from scheduler.view import View
+from scheduler.warmth import WARM_UP_S
 
 
 class Rounds:
@@ -70,36 +27,68 @@ class Rounds:
 
     def __init__(self, config: Config, profile: Profile | None = None) -> None:
         self.config = config
-        self.profile = profile
         self.requests: dict[str, Tracked] = {}
         self.slots: dict[int, Slot] = {}
         self.plans = 0
         self.rejected = 0  # assignments that no policy should have made
-        self.refused = 0  # assignments that would have broken a promise
         self._active: dict[str, Tracked] = {}
-        self._demand = Demand()
+        self._nodes = Nodes()
+        self._view = View(config, self.slots, self._active, self._nodes)
+        self._view.profile = profile
+        self._homes = Homes(self._view)
+        self._pledges = Pledges(self._view)
         self._flights: dict[int, Flight] = {}
         self._order_id = 0
         self._epoch = 0
-        # Whether groups of several are only used once they are warm; costly ones (NCCL) should be.
-        self.warm_groups = False
-        self._warmth = Warmth(self._epoch_of)
         self.roles: frozenset[Stage] = frozenset()
-        self.computed: Computed = range
-        """The steps that cost something, of so many; all of them where there is no step cache."""
         # Who denoises but cannot encode needs the condition, too, to go on from a checkpoint.
         self._all_encode = True
-        self._layout: Layout | None = None
-        self._nodes = Nodes()
         self._may_begin: dict[int, Flight] = {}
         self._running: dict[int, Flight] = {}  # begun, and nothing planned after them yet
         self._hanging: dict[int, Flight] = {}  # to be aborted
-        self._witness: dict[str, Witness] = {}  # by request; of all together
         self._planning: list[str] = []  # nodes
         self._dirty = False
         self._version = 0
         self._planned_version = 0
         self._again_at = math.inf
+
+    # What planning goes by.
+
+    @property
+    def profile(self) -> Profile | None:
+        """How long things take; without it nothing is planned."""
+        return self._view.profile
+
+    @profile.setter
+    def profile(self, profile: Profile) -> None:
+        self._view.profile = profile
+
+    @property
+    def computed(self) -> Computed:
+        """The steps that cost something, of so many; all of them where there is no step cache."""
+        return self._view.computed
+
+    @computed.setter
+    def computed(self, computed: Computed) -> None:
+        self._view.computed = computed
+
+    @property
+    def warm_groups(self) -> bool:
+        """Whether groups of several are only used once they are warm; costly ones (NCCL) should be."""
+        return self._view.warm_groups
+
+    @warm_groups.setter
+    def warm_groups(self, warm_groups: bool) -> None:
+        self._view.warm_groups = warm_groups
+
+    @property
+    def layout(self) -> Layout:
+        """The aligned blocks of the slots that take orders."""
+        return self._view.layout
+
+    def work(self, steps: int) -> int:
+        """The steps that planning counts for a request of so many."""
+        return self._view.work(steps)
 
     # Events of clients.
 
@@ -120,14 +109,14 @@ class Rounds:
             raise ValueError(f"request id {submission.id!r} is in use")
         tracked = Tracked.new(submission, now if arrived_at is None else arrived_at)
         tracked.checkpoint = checkpoint
-        self._demand.note(submission, self.work(submission.steps))
+        self._view.demand.note(submission, self.work(submission.steps))
         self.requests[tracked.id] = self._active[tracked.id] = tracked
         self._nodes.add(tracked)
         tracked.promised = promised
         self._rewind(tracked)
         if offer and offer.witness is not None:
             tracked.promised = True
-            self._remember(offer.witness)
+            self._pledges.remember(offer.witness)
             if offer.home is not None:
                 self._nodes.settle(tracked, offer.home)
         return self._changed(now, tracked)
@@ -148,29 +137,11 @@ class Rounds:
             submission.weight,
             promised=True,
         )
-        soonest = math.inf
-        for home, moment in self.best_parts(now, request):
-            promised = self._promised(moment)
-            found = admit(promised, request)
-            if found is not None:
-                return Offer(wait, home, found)
-            soonest = min(soonest, earliest(promised, request) + moment.margin_s)
-        return Offer(soonest - arrived_at)
+        return self._pledges.offer(self.best_parts(now, request), request, wait)
 
     def best_parts(self, now: float, request: Request) -> list[tuple[str | None, Problem]]:
         """What is planned together and would take the request: the best few nodes, or all as one."""
-        nodes = self._nodes
-        if self.profile is None or not nodes.open:
-            return []
-        homes = None
-        if nodes.apart and len(nodes.open) > 1:
-            homes = best(self._loads(now), self.profile.limited(self.layout.max_degree), request, now)
-        elif nodes.apart:
-            homes = nodes.open
-        parts: list[tuple[str | None, Problem | None]] = [(None, self.snapshot(now))]
-        if homes is not None:
-            parts = [(home, self.snapshot(now, [home])) for home in homes]
-        return [(home, moment) for home, moment in parts if moment is not None]
+        return self._homes.best_parts(now, request)
 
     def cancel(self, now: float, request_id: str) -> list[Effect]:
         """End a request; what runs of it stops at the next step boundary. KeyError: unknown."""
@@ -206,10 +177,6 @@ class Rounds:
         """Whether any order is out."""
         return bool(self._flights)
 
-    def work(self, steps: int) -> int:
-        """The steps that planning counts for a request of so many."""
-        return left(self.computed(steps), 0)
-
     @property
     def lacking(self) -> tuple[Stage, ...]:
         """Stages that none of the executors can run: what is to be done there waits."""
@@ -229,15 +196,6 @@ class Rounds:
         """An order that is out, or None."""
         flight = self._flights.get(order_id)
         return flight.order if flight else None
-
-    @property
-    def layout(self) -> Layout:
-        """The aligned blocks of the slots that take orders."""
-        if self._layout is None:
-            staying = [slot for slot in self.slots.values() if not slot.leaving]
-            lone = {slot.slot for slot in staying if Stage.DENOISING not in slot.roles}
-            self._layout = Layout(((s.slot, (s.node, s.island)) for s in staying), lone)
-        return self._layout
 
     # Events of executors.
 
@@ -342,7 +300,7 @@ class Rounds:
             return []
         under_way = {flight.order.slots for flight in self._flights.values() if flight.order.stage is None}
         effects: list[Effect] = []
-        for slots in self._warmth.cold(self.layout, under_way):
+        for slots in self._view.warmth.cold(self.layout, under_way):
             effects += self._give(now, self._order(slots), WARM_UP_S)
         return effects + self._touch(now) if effects else []
 
@@ -386,9 +344,9 @@ class Rounds:
                 if flight.end - self.config.lead_s <= now:
                     del self._running[flight.order.id]
                     nodes.touch_slots(flight.order.slots)
-        self._dispatch(now)
+        self._homes.dispatch(now)
         self._planning = due = nodes.due(now, self.config.round_s)
-        self._claim(now, due)
+        self._pledges.claim(now, due)
         if len(due) == len(nodes.slots) or self._again_at <= now:
             self._again_at = math.inf
         problem = self.snapshot(now, due)
@@ -397,34 +355,7 @@ class Rounds:
 
     def snapshot(self, now: float, nodes: Iterable[str] | None = None) -> Problem | None:
         """The same for somebody who only wants to look, requests or not; on these nodes, or on all."""
-        books = self._nodes
-        waiting: list[Tracked] = []
-        gpus: list[Gpu] = []
-        nodes = list(books.slots if nodes is None else nodes)
-        for node in nodes:
-            gpus += self._gpus(now, node)
-            waiting += [t for t in books.members[node].values() if t.next_stage]
-        if len(nodes) == len(books.slots):
-            waiting += [t for t in books.homeless.values() if t.next_stage]
-        if self.profile is None or not gpus:
-            return None
-        if self.warm_groups:
-            sites = self._warmth.sites(self.layout)
-            gpus = [replace(gpu, island=f"{gpu.island} {sites.get(gpu.slot)}") for gpu in gpus]
-        horizon, never = self._horizon(now)
-        # Elsewhere the layout of all is at hand.
-        profile = self.profile.limited((layout_of(gpus) if self.warm_groups else self.layout).max_degree)
-        return Problem(
-            now=now,
-            horizon=horizon,
-            round_s=self.config.round_s,
-            gpus=tuple(gpus if books.apart else sorted(gpus, key=lambda gpu: gpu.slot)),
-            requests=tuple([self._outstanding(tracked, never) for tracked in waiting]),
-            profile=profile,
-            margin_s=self.config.margin_s,
-            slack_s=self._demand.slack(profile),
-            scale_up=self.config.scale_up,
-        )
+        return self._view.snapshot(now, nodes)
 
     def commit(self, now: float, plan: Plan) -> list[Effect]:
         """Give the plan's orders, but those that events since `problem` have overtaken."""
@@ -438,7 +369,9 @@ class Rounds:
             tracked = self._active.get(request_id)
             if tracked and tracked.claim is None:
                 effects += self._mark_late(now, tracked)
-        for assignment in self._kept(now, plan):
+        orders, again_at = self._pledges.keep(now, self._planning, plan.assignments, self._may_give)
+        self._again_at = min(self._again_at, again_at)
+        for assignment in orders:
             members = [self._active[id] for id in assignment.request_ids if id in self._active]
             if self._may_give(assignment):
                 effects += self._assign(now, members, assignment)
@@ -451,94 +384,15 @@ class Rounds:
                     self._nodes.touch_slots(assignment.slots)
         return effects
 
-    # Promises.
-
-    def _remember(self, witness: Witness) -> None:
-        """Keep the bookings of a witness, request by request."""
-        of: dict[str, list[Booking]] = {}
-        for booking in witness:
-            of.setdefault(booking.request_id, []).append(booking)
-        self._witness.update((key, tuple(bookings)) for key, bookings in of.items())
-
-    def _promised(self, problem: Problem) -> Moment:
-        """What promises have to know beyond a problem."""
-        free_at: dict[int, float] = {}
-        ready_at: dict[str, float] = {}
-        room: dict[int | str, int] = {}
-        witness: list[Booking] = []
-        for gpu in problem.gpus:
-            queue = self.slots[gpu.slot].queue
-            free_at[gpu.slot] = queue[-1].end if queue else problem.now
-            room[gpu.slot] = QUEUE_DEPTH - len(queue)
-        for request in problem.requests:
-            if request.promised:
-                flights = self._active[request.id].flights
-                ready_at[request.id] = max((flight.end for flight in flights), default=problem.now)
-                failing = any(flight.fails(request.id) for flight in flights)
-                room[request.id] = 0 if failing else QUEUE_DEPTH - len(flights)
-                witness += self._witness.get(request.id, ())
-        return Moment(problem, tuple(witness), free_at, ready_at, room)
-
-    def _kept(self, now: float, plan: Plan) -> list[Assignment]:
-        """The plan's orders that break no promise, and those that promises need."""
-        orders = list(plan.assignments)
-        planning = [node for node in self._planning if node in self._nodes.slots]
-        for nodes in [[node] for node in planning] if self._nodes.apart else [planning]:
-            if not any(t.kept for node in nodes for t in self._planned_on(node)):
-                continue
-            moment = self.snapshot(now, nodes)
-            if moment is None:
-                continue
-            slots = {gpu.slot for gpu in moment.gpus}
-            mine = [a for a in orders if slots.issuperset(a.slots) and self._may_give(a)]
-            kept = keep(self._promised(moment), mine)
-            self._remember(kept.witness)
-            self._again_at = min(self._again_at, max(now, kept.again_at))
-            self.refused += kept.refused
-            orders = [a for a in orders if a not in mine] + list(kept.assignments)
-        return orders
-
     def _may_give(self, assignment: Assignment) -> bool:
         members = [self._active[id] for id in assignment.request_ids if id in self._active]
         return len(members) == assignment.batch > 0 and self._holds(members, assignment)
-
-    def _planned_on(self, node: str) -> Iterable[Tracked]:
-        """What is planned there, or with it where nodes are not planned apart."""
-        yield from self._nodes.members[node].values()
-        if not self._nodes.apart:
-            yield from self._nodes.homeless.values()
-
-    def _claim(self, now: float, nodes: Iterable[str]) -> None:
-        """Give those that have waited for too long a claim on GPUs, as if they had been promised a time."""
-        if self.config.age_bound_s == math.inf or self.profile is None:
-            return
-        for group in [[node] for node in nodes] if self._nodes.apart else [list(nodes)]:
-            members = {t.id: t for node in group for t in self._planned_on(node) if t.next_stage}
-            for tracked in members.values():
-                if tracked.claim is not None and tracked.claim < now:
-                    tracked.claim = tracked.seen = None
-            claims = sum(tracked.claim is not None for tracked in members.values())
-            aged = [t for t in members.values() if self._has_aged(now, t)]
-            slots = sum(len(self._nodes.slots[node]) for node in group)
-            aged.sort(key=lambda t: (t.arrived_at, t.id))
-            for tracked in aged[: max(0, max(1, slots // CLAIM_SHARE) - claims)]:
-                moment = self.snapshot(now, group)
-                request = moment and next((r for r in moment.requests if r.id == tracked.id), None)
-                found = moment and request and cheapest(self._promised(moment), request)
-                if moment and found:
-                    self._remember(found)
-                    tracked.claim = max(b.end for b in found if b.request_id == tracked.id) + moment.margin_s
-                    tracked.seen = None
-
-    def _has_aged(self, now: float, tracked: Tracked) -> bool:
-        hopeless = tracked.late or tracked.deadline == math.inf or tracked.deadline < now
-        return now - tracked.arrived_at > self.config.age_bound_s and hopeless and not tracked.kept
 
     # How it is done.
 
     def _arrange(self) -> None:
         staying = [slot for slot in self.slots.values() if not slot.leaving]
-        self._layout = None
+        self._view.rearranged()
         self.roles = frozenset(role for slot in staying for role in slot.roles)
         all_encode = all(Stage.ENCODING in slot.roles for slot in staying if Stage.DENOISING in slot.roles)
         if all_encode != self._all_encode:
@@ -546,130 +400,6 @@ class Rounds:
             for tracked in self._active.values():
                 if not tracked.flights and not tracked.holders:
                     self._rewind(tracked)
-
-    def _horizon(self, now: float) -> tuple[float, float]:
-        """Until when what frees up can be given orders, and the next moment after that."""
-        horizon = now + self.config.lead_s + EPSILON
-        return horizon, math.nextafter(horizon, math.inf)
-
-    def _gpus(self, now: float, node: str) -> list[Gpu]:
-        """A node's GPUs that take orders, by slot."""
-        slots = sorted(self._nodes.slots[node].values(), key=lambda slot: slot.slot)
-        flights = {flight.order.id: flight for slot in slots for flight in slot.queue}
-        self._predict(now, [flights[order_id] for order_id in sorted(flights)])
-        never = self._horizon(now)[1]
-        gpus = []
-        for slot in slots:
-            free_at = slot.queue[-1].end if slot.queue else now
-            if not slot.leaving and free_at < math.inf:
-                full = len(slot.queue) >= QUEUE_DEPTH
-                free_at = max(free_at, never) if full else free_at
-                gpus.append(Gpu(slot.slot, free_at, node, slot.roles, slot.island))
-        return gpus
-
-    def _dispatch(self, now: float) -> None:
-        """Find a node for every request that has none; move some that wait to where there is more room."""
-        nodes, usable = self._nodes, self._nodes.open
-        if self.profile is None or not usable or not nodes.apart:
-            return
-        profile = self.profile.limited(self.layout.max_degree)
-        never = self._horizon(now)[1]
-        for tracked in list(nodes.homeless.values()):
-            home = usable[0] if len(usable) == 1 else nodes.of(tracked.holders)
-            if home is None and tracked.next_stage:
-                home = choose(self._loads(now), profile, self._outstanding(tracked, never), now)
-            if home is not None:
-                nodes.settle(tracked, home)
-        if len(usable) > 1:
-            self._rebalance(now, usable)
-
-    def _rebalance(self, now: float, usable: list[str]) -> None:
-        """Move a few that wait: to idle nodes, and from where they cannot be on time to where they can."""
-        assert self.profile is not None
-        nodes, never = self._nodes, self._horizon(now)[1]
-        profile = self.profile.limited(self.layout.max_degree)
-        idle = [node for node in usable if not nodes.members[node]]
-        stale = nodes.due(now, self.config.round_s)
-        if idle and all(tracked.flights for tracked in self._active.values()):
-            idle = []
-        if not idle and not stale:
-            return
-        loads = self._loads(now)
-
-        def waiting(node: str) -> list[Request]:
-            members = nodes.members[node].values()
-            found = [t for t in members if t.next_stage and not t.flights and not t.kept]
-            return [self._outstanding(tracked, never) for tracked in found]
-
-        moves = 0
-        for node in idle[:MOVES]:
-            donor = max(loads, key=lambda node: (loads[node].backlog, node), default=node)
-            # The first to be served there stays.
-            if found := sorted(waiting(donor), key=lambda r: (bool(r.slots), r.deadline, r.id))[1:]:
-                self._move(found[0], donor, node)
-                moves += 1
-        for node in stale:
-            load = loads.get(node)
-            request = load and not load.fits(now) and crowded_out(load, profile, waiting(node), now)
-            if load and request and moves < MOVES:
-                others = {other: load for other, load in loads.items() if other != node}
-                home = choose(others, profile, request, now, must_fit=True)
-                if home is None:
-                    return
-                self._move(request, node, home)
-                moves += 1
-
-    def _move(self, request: Request, donor: str, home: str) -> None:
-        tracked = self._active[request.id]
-        self._nodes.settle(tracked, home)
-        self._nodes.touch(donor, home)
-
-    def _loads(self, now: float) -> dict[str, Load]:
-        """The load of every node that takes orders."""
-        nodes, never = self._nodes, self._horizon(now)[1]
-        assert self.profile is not None
-        profile = self.profile.limited(self.layout.max_degree)
-        for node in nodes.open:
-            if node not in nodes.loads and (gpus := self._gpus(now, node)):
-                waiting = [self._outstanding(t, never) for t in nodes.members[node].values() if t.next_stage]
-                nodes.loads[node] = Load.of(profile, gpus, waiting, now)
-        return nodes.loads
-
-    def _outstanding(self, tracked: Tracked, never: float) -> Request:
-        s, flights = tracked.submission, tracked.flights
-        steps = left(self.computed(s.steps), tracked.next_step)
-        waiting = (tracked.next_stage, steps, tracked.holders, tracked.arrived_at, tracked.alone)
-        seen = tracked.seen
-        if (
-            seen
-            and not flights
-            and seen.home == tracked.home
-            and (seen.stage, seen.steps, seen.slots, seen.ready_at, seen.alone) == waiting
-        ):
-            # Most of a long queue only waits: what planning saw last time will do.
-            return seen
-        ready_at = max((flight.end for flight in flights), default=tracked.arrived_at)
-        if len(flights) >= QUEUE_DEPTH or any(flight.fails(s.id) for flight in flights):
-            ready_at = max(ready_at, never)
-        assert tracked.next_stage is not None
-        tracked.seen = Request(
-            id=s.id,
-            width=s.width,
-            height=s.height,
-            stage=tracked.next_stage,
-            steps=steps,
-            ready_at=ready_at,
-            arrived_at=tracked.arrived_at,
-            deadline=tracked.deadline if tracked.claim is None else tracked.claim,
-            weight=s.weight,
-            lora=s.lora,
-            slots=tracked.holders,
-            drop_late=self._drops_late(tracked),
-            home=tracked.home,
-            alone=tracked.alone,
-            promised=tracked.kept,
-        )
-        return tracked.seen
 
     def _holds(self, members: list[Tracked], assignment: Assignment) -> bool:
         """Whether the assignment can still become an order; `members` are its requests."""
@@ -690,7 +420,7 @@ class Rounds:
             tracked.next_stage is assignment.stage
             and len(tracked.flights) < QUEUE_DEPTH
             and not any(flight.fails(tracked.id) for flight in tracked.flights)
-            and assignment.steps <= left(self.computed(tracked.submission.steps), tracked.next_step)
+            and assignment.steps <= self._view.steps_left(tracked)
         )
 
     def _assign(self, now: float, members: list[Tracked], assignment: Assignment) -> list[Effect]:
@@ -726,25 +456,17 @@ class Rounds:
         measures: bool = False,
     ) -> Order:
         self._order_id += 1
-        return Order(self._order_id, slots, self._epoch_of(slots), stage, steps, parts, measures)
-
-    def _epoch_of(self, slots: tuple[int, ...]) -> int:
-        # A group keeps its name, and so its communicators, until one of its own members is lost.
-        return max(self.slots[slot].epoch for slot in slots)
+        return Order(self._order_id, slots, self._view.epoch_of(slots), stage, steps, parts, measures)
 
     def _give(self, now: float, order: Order, length: float) -> list[Effect]:
         flight = Flight(order, length, pending=set(order.slots))
         self._flights[order.id] = flight
         for slot in order.slots:
             self.slots[slot].queue.append(flight)
-        for tracked in self._members(flight):
+        for tracked in self._view.members(flight):
             tracked.flights.append(flight)
         self._may_begin[order.id] = flight
         return [Give(order), *self._begin(now)]
-
-    def _members(self, flight: Flight) -> list[Tracked]:
-        """The flight's requests that have not ended."""
-        return [self._active[id] for id in flight.order.request_ids if id in self._active]
 
     def _begin(self, now: float) -> list[Effect]:
         """Mark the orders whose turn has come."""
@@ -757,7 +479,7 @@ class Rounds:
                 or flight.begun
                 or flight.reports
                 or any(self.slots[slot].queue[0] is not flight for slot in flight.pending)
-                or any(tracked.flights[0] is not flight for tracked in self._members(flight))
+                or any(tracked.flights[0] is not flight for tracked in self._view.members(flight))
             ):
                 continue
             flight.begun_at = flight.marked_at = now
@@ -771,27 +493,6 @@ class Rounds:
                     effects.append(Changed(tracked.id))
         return effects
 
-    def _predict(self, now: float, flights: Iterable[Flight]) -> None:
-        """Predict the ends of all flights of a node, given in the order in which they run."""
-        for flight in flights:
-            if flight.begun:
-                flight.end = flight.predicted_end(now)
-                continue
-            begin = now
-            for ahead in self._ahead_of(flight):
-                begin = max(begin, ahead.end)
-            flight.end = begin + flight.length
-
-    def _ahead_of(self, flight: Flight) -> Iterator[Flight]:
-        """Flights that this one waits for, directly."""
-        for slot in flight.pending:
-            for other in self.slots[slot].queue:
-                if other is flight:
-                    break
-                yield other
-        for tracked in self._members(flight):
-            yield from tracked.flights[: tracked.flights.index(flight)]
-
     def _note(self, flight: Flight, report: Report) -> None:
         """A member has reported."""
         flight.pending.discard(report.slot)
@@ -804,7 +505,7 @@ class Rounds:
         slot.busy_seconds += report.seconds
         if slot.queue:
             self._may_begin[slot.queue[0].order.id] = slot.queue[0]
-        for tracked in self._members(flight):
+        for tracked in self._view.members(flight):
             if tracked.id in report.held:
                 tracked.held[report.slot] = report.held[tracked.id]
 
@@ -819,7 +520,7 @@ class Rounds:
             flight = reported.pop()
             if flight.pending or flight.order.id not in self._flights:
                 continue
-            if not flight.failing and any(t.flights[0] is not flight for t in self._members(flight)):
+            if not flight.failing and any(t.flights[0] is not flight for t in self._view.members(flight)):
                 # Reports of a predecessor are still on their way from other members.
                 continue
             effects += self._resolve(now, flight)
@@ -833,7 +534,7 @@ class Rounds:
         for books in (self._flights, self._running, self._hanging):
             books.pop(order.id, None)
         if order.stage is None and all(report.outcome is Outcome.OK for report in flight.reports):
-            self._warmth.note(order.slots, order.epoch)
+            self._view.warmth.note(order.slots, order.epoch)
         effects: list[Effect] = []
         for part, seconds in zip(order.parts, _shares(flight), strict=True):
             tracked = self.requests[part.request_id]
@@ -943,7 +644,7 @@ class Rounds:
             tracked.late = now > tracked.deadline
         del self._active[tracked.id]
         self._nodes.remove(tracked)
-        self._witness.pop(tracked.id, None)
+        self._pledges.forget(tracked.id)
         self._may_begin.update((flight.order.id, flight) for flight in tracked.flights)
         effects: list[Effect] = [Truncate(f.order.id, f.order.leader, tracked.id) for f in tracked.flights]
         busy = {slot for flight in tracked.flights for slot in flight.pending}
@@ -963,17 +664,13 @@ class Rounds:
         return [Release(tracked.id, freed)] if freed else []
 
     def _mark_late(self, now: float, tracked: Tracked) -> list[Effect]:
-        if self._drops_late(tracked):
+        if tracked.drops_late(self.config.drop_late):
             tracked.late, tracked.error = True, "the deadline cannot be met any more"
             return self._end(now, tracked, Stage.DROPPED)
         if tracked.late:
             return []
         tracked.late = True
         return [Changed(tracked.id)]
-
-    def _drops_late(self, tracked: Tracked) -> bool:
-        wish = tracked.submission.drop_late
-        return not tracked.promised and (self.config.drop_late if wish is None else wish)
 
     def _changed(self, now: float, tracked: Tracked) -> list[Effect]:
         return [Changed(tracked.id), *self._touch(now)]

@@ -86,6 +86,11 @@ class Tracked:
         """Whether no other request may delay it beyond its time."""
         return self.promised or self.claim is not None
 
+    def drops_late(self, default: bool) -> bool:
+        """Whether it is given up once it cannot be on time; by `default` where it does not say."""
+        wish = self.submission.drop_late
+        return not self.promised and (default if wish is None else wish)
+
     @property
     def id(self) -> str:
         """The request's id."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from bench.conditions import Conditions, Fault, random_faults
 from bench.simulator import Arrival, Outcomes, Simulation
+from scheduler.config import Config
 from scheduler.placement import layout_of, mask_of
 from scheduler.policies import names, resolve
 from scheduler.policies.arrangement import arrange
@@ -23,7 +24,6 @@ from scheduler.policies.knapsack import Item, pack
 from scheduler.policies.tetriserve import VARIANTS, Round, aligned_window
 from scheduler.problem import EVERY_ROLE, ROLES, Gpu, Problem, Request, Stage
 from scheduler.profile import Profile, StepTime
-from scheduler.rounds import Config
 from scheduler.tracking import Submission
 
 TETRISERVE = ["tetriserve", *(f"tetriserve:{variant}" for variant in VARIANTS if variant)]

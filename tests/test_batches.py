@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from bench.conditions import Conditions
 from bench.simulator import Arrival, Simulation
+from scheduler.config import Config
 from scheduler.orders import Changed, Effect, Give, Order, Outcome, Part, Release, Report, Truncate
 from scheduler.problem import Assignment, Plan, Stage
-from scheduler.rounds import Config, Rounds
+from scheduler.rounds import Rounds
 from scheduler.tracking import Submission, Tracked
 
 STEPS = 10

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.simulator import Arrival, Outcomes, Simulation
+from scheduler.config import Config
 from scheduler.policies import resolve
 from scheduler.policies.batching import share
 from scheduler.problem import Assignment, Gpu, Problem, Request, Stage
 from scheduler.profile import Profile, StepTime
-from scheduler.rounds import Config
 from scheduler.tracking import Submission
 
 

@@ -29,9 +29,16 @@ CORE = {
     "warmth": {"placement"},
     "skipping": set[str](),
     "demand": {"profile", "tracking"},
+    "config": set[str](),
+    "view": {
+        *("config", "demand", "dispatch", "nodes", "placement", "problem", "profile", "skipping"),
+        *("tracking", "warmth"),
+    },
+    "homes": {"dispatch", "problem", "view"},
+    "pledges": {"problem", "promises", "timetable", "tracking", "view"},
     "rounds": {
-        *("orders", "placement", "problem", "profile", "tracking"),
-        *("demand", "dispatch", "nodes", "promises", "skipping", "timetable", "warmth"),
+        *("config", "homes", "nodes", "orders", "placement", "pledges", "problem", "profile", "skipping"),
+        *("tracking", "view", "warmth"),
     },
 }
 

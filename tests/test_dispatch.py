@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from bench.conditions import Conditions, Fault
 from bench.simulator import Arrival, Simulation
+from scheduler.config import Config
 from scheduler.dispatch import Load, choose, homes
 from scheduler.policies import resolve
 from scheduler.policies.by_node import by_node
 from scheduler.problem import Assignment, Gpu, Plan, Problem, Request, Stage
-from scheduler.rounds import Config
 from scheduler.tracking import Submission
 
 PATIENT = 10.0

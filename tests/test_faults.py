@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from bench.conditions import Conditions, Fault, random_faults
 from bench.simulator import Arrival, Outcomes, Simulation
+from scheduler.config import Config
 from scheduler.policies import resolve
 from scheduler.problem import Stage
-from scheduler.rounds import Config
 from scheduler.tracking import Submission
 
 GPUS = st.sampled_from([1, 2, 3, 4, 8])

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from bench.conditions import Conditions, random_faults
 from bench.simulator import Arrival, Simulation
+from scheduler.config import Config
 from scheduler.orders import Release
 from scheduler.problem import Stage
-from scheduler.rounds import Config, Rounds
+from scheduler.rounds import Rounds
 from scheduler.tracking import Submission
 
 

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from bench.conditions import Conditions
 from bench.simulator import Arrival, Outcomes, Simulation
-from scheduler import rounds
+from scheduler import pledges
 from scheduler.admission import Admission, judge
+from scheduler.config import Config
 from scheduler.policies import resolve
 from scheduler.problem import Stage
 from scheduler.promises import Kept
-from scheduler.rounds import Config, Rounds
+from scheduler.rounds import Rounds
 from scheduler.tracking import Submission
 
 PROMISING = ["edf", "cp-sat", "ilp"]
@@ -98,7 +99,7 @@ def test_noise_and_slow_decisions_stay_within_the_margin(seed):
 
 def test_without_the_watch_promises_break(monkeypatch):
     """What the tests above would see."""
-    monkeypatch.setattr(rounds, "keep", lambda moment, assignments: Kept(tuple(assignments), moment.witness))
+    monkeypatch.setattr(pledges, "keep", lambda moment, assignments: Kept(tuple(assignments), moment.witness))
     assert sum(len(broken(run("chaotic", seed))) for seed in range(20)) > 0
 
 

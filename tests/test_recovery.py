@@ -2,9 +2,10 @@
 
 from chaos import PROFILE
 
+from scheduler.config import Config
 from scheduler.orders import Abort, Effect, Give, Order, Outcome, Part, Release, Report, Truncate
 from scheduler.problem import Assignment, Plan, Stage
-from scheduler.rounds import Config, Rounds
+from scheduler.rounds import Rounds
 from scheduler.tracking import Submission
 
 STEPS = 10

@@ -12,8 +12,8 @@ from test_scheduler import Processes
 from bench import replay
 from bench.cli import main
 from bench.simulator import Arrival, Simulation
+from scheduler.config import Config
 from scheduler.policies import resolve
-from scheduler.rounds import Config
 from scheduler.tracking import Submission
 from tetriserve import Client
 from tetriserve.as_json import status_json

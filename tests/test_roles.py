@@ -11,12 +11,13 @@ from test_baselines import crowd, problem
 
 from bench.conditions import Conditions, Fault
 from bench.simulator import Arrival, Simulation
+from scheduler.config import Config
 from scheduler.orders import Give, Outcome, Part, Report
 from scheduler.placement import Layout
 from scheduler.policies import resolve
 from scheduler.policies.edf import plan as edf
 from scheduler.problem import EVERY_ROLE, ROLES, Policy, Stage
-from scheduler.rounds import Config, Rounds
+from scheduler.rounds import Rounds
 from scheduler.tracking import Submission
 
 ENCODING, DENOISING, DECODING = ROLES

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bench.conditions import Conditions
 from bench.simulator import Arrival, Simulation
-from scheduler.rounds import Config
+from scheduler.config import Config
 from scheduler.tracking import Submission
 
 requests = st.lists(

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from bench.conditions import Conditions
 from bench.simulator import Arrival, Simulation
+from scheduler.config import Config
 from scheduler.policies import resolve
 from scheduler.problem import Stage
-from scheduler.rounds import Config
 from scheduler.skipping import left, reach
 from scheduler.tracking import Submission
 from tetriserve.step_cache import computed

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_scheduler import Processes, client, processes  # noqa: F401  (fixtures)
 
+from scheduler.config import Config
 from scheduler.orders import Abort, Effect, Give, Order, Outcome, Report
 from scheduler.placement import Layout, layout_of
-from scheduler.rounds import Config, Rounds
+from scheduler.rounds import Rounds
 from scheduler.tracking import Submission
 from scheduler.warmth import ATTEMPTS, Warmth
 

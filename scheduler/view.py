@@ -1,0 +1,198 @@
+"""What planning sees of the core's books: when flights will end, what is outstanding, what nodes have to do.
+
+Only looks: nothing is given or moved here.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from scheduler.config import Config
+from scheduler.demand import Demand
+from scheduler.dispatch import Load
+from scheduler.nodes import Nodes
+from scheduler.placement import Layout, layout_of
+from scheduler.problem import Gpu, Problem, Request, Stage
+from scheduler.profile import Profile
+from scheduler.skipping import Computed, left
+from scheduler.tracking import QUEUE_DEPTH, Flight, Slot, Tracked
+from scheduler.warmth import Warmth
+
+EPSILON = 1e-9
+"""Seconds that rounding may lose."""
+
+
+class View:
+    """The books of slots by number, of the requests that have not ended by id, and of nodes, for reading."""
+
+    def __init__(
+        self, config: Config, slots: Mapping[int, Slot], active: Mapping[str, Tracked], nodes: Nodes
+    ) -> None:
+        self.config = config
+        self.slots = slots
+        self.active = active
+        self.nodes = nodes
+        self.profile: Profile | None = None
+        self.computed: Computed = range
+        self.demand = Demand()
+        self.warmth = Warmth(self.epoch_of)
+        self.warm_groups = False
+        self._layout: Layout | None = None
+
+    def rearranged(self) -> None:
+        """Slots have come or gone."""
+        self._layout = None
+
+    @property
+    def layout(self) -> Layout:
+        """The aligned blocks of the slots that take orders."""
+        if self._layout is None:
+            staying = [slot for slot in self.slots.values() if not slot.leaving]
+            lone = {slot.slot for slot in staying if Stage.DENOISING not in slot.roles}
+            self._layout = Layout(((s.slot, (s.node, s.island)) for s in staying), lone)
+        return self._layout
+
+    @property
+    def limited(self) -> Profile:
+        """The profile up to the widest group there can be."""
+        assert self.profile is not None
+        return self.profile.limited(self.layout.max_degree)
+
+    def epoch_of(self, slots: tuple[int, ...]) -> int:
+        """The epoch of a group of these slots.
+
+        It keeps its name, and so its communicators, until one of its own members is lost.
+        """
+        return max(self.slots[slot].epoch for slot in slots)
+
+    def work(self, steps: int) -> int:
+        """The steps that planning counts for a request of so many."""
+        return left(self.computed(steps), 0)
+
+    def steps_left(self, tracked: Tracked) -> int:
+        """The steps that planning counts of what a request has not been ordered yet."""
+        return left(self.computed(tracked.submission.steps), tracked.next_step)
+
+    def members(self, flight: Flight) -> list[Tracked]:
+        """The flight's requests that have not ended."""
+        return [self.active[id] for id in flight.order.request_ids if id in self.active]
+
+    def snapshot(self, now: float, nodes: Iterable[str] | None = None) -> Problem | None:
+        """What there is to plan, requests or not, on these nodes or on all; None: no GPU, or no profile."""
+        books = self.nodes
+        waiting: list[Tracked] = []
+        gpus: list[Gpu] = []
+        nodes = list(books.slots if nodes is None else nodes)
+        for node in nodes:
+            gpus += self.gpus(now, node)
+            waiting += [t for t in books.members[node].values() if t.next_stage]
+        if len(nodes) == len(books.slots):
+            waiting += [t for t in books.homeless.values() if t.next_stage]
+        if self.profile is None or not gpus:
+            return None
+        if self.warm_groups:
+            sites = self.warmth.sites(self.layout)
+            gpus = [replace(gpu, island=f"{gpu.island} {sites.get(gpu.slot)}") for gpu in gpus]
+        never = self.never(now)
+        # Elsewhere the layout of all is at hand.
+        profile = self.profile.limited((layout_of(gpus) if self.warm_groups else self.layout).max_degree)
+        return Problem(
+            now=now,
+            horizon=self.horizon(now),
+            round_s=self.config.round_s,
+            gpus=tuple(gpus if books.apart else sorted(gpus, key=lambda gpu: gpu.slot)),
+            requests=tuple([self.outstanding(tracked, never) for tracked in waiting]),
+            profile=profile,
+            margin_s=self.config.margin_s,
+            slack_s=self.demand.slack(profile),
+            scale_up=self.config.scale_up,
+        )
+
+    def loads(self, now: float) -> dict[str, Load]:
+        """The load of every node that takes orders."""
+        nodes, never, profile = self.nodes, self.never(now), self.limited
+        for node in nodes.open:
+            if node not in nodes.loads and (gpus := self.gpus(now, node)):
+                waiting = [self.outstanding(t, never) for t in nodes.members[node].values() if t.next_stage]
+                nodes.loads[node] = Load.of(profile, gpus, waiting, now)
+        return nodes.loads
+
+    def gpus(self, now: float, node: str) -> list[Gpu]:
+        """A node's GPUs that take orders, by slot."""
+        slots = sorted(self.nodes.slots[node].values(), key=lambda slot: slot.slot)
+        flights = {flight.order.id: flight for slot in slots for flight in slot.queue}
+        self._predict(now, [flights[order_id] for order_id in sorted(flights)])
+        never = self.never(now)
+        gpus = []
+        for slot in slots:
+            free_at = slot.queue[-1].end if slot.queue else now
+            if not slot.leaving and free_at < math.inf:
+                full = len(slot.queue) >= QUEUE_DEPTH
+                free_at = max(free_at, never) if full else free_at
+                gpus.append(Gpu(slot.slot, free_at, node, slot.roles, slot.island))
+        return gpus
+
+    def outstanding(self, tracked: Tracked, never: float) -> Request:
+        """What is left of a request that has something to be planned; see `never`."""
+        s, flights, steps = tracked.submission, tracked.flights, self.steps_left(tracked)
+        waiting = (tracked.next_stage, steps, tracked.holders, tracked.arrived_at, tracked.alone)
+        seen = tracked.seen
+        if (
+            seen
+            and not flights
+            and seen.home == tracked.home
+            and (seen.stage, seen.steps, seen.slots, seen.ready_at, seen.alone) == waiting
+        ):
+            # Most of a long queue only waits: what planning saw last time will do.
+            return seen
+        ready_at = max((flight.end for flight in flights), default=tracked.arrived_at)
+        if len(flights) >= QUEUE_DEPTH or any(flight.fails(s.id) for flight in flights):
+            ready_at = max(ready_at, never)
+        assert tracked.next_stage is not None
+        tracked.seen = Request(
+            id=s.id,
+            width=s.width,
+            height=s.height,
+            stage=tracked.next_stage,
+            steps=steps,
+            ready_at=ready_at,
+            arrived_at=tracked.arrived_at,
+            deadline=tracked.deadline if tracked.claim is None else tracked.claim,
+            weight=s.weight,
+            lora=s.lora,
+            slots=tracked.holders,
+            drop_late=tracked.drops_late(self.config.drop_late),
+            home=tracked.home,
+            alone=tracked.alone,
+            promised=tracked.kept,
+        )
+        return tracked.seen
+
+    def horizon(self, now: float) -> float:
+        """Until when what frees up can be given orders."""
+        return now + self.config.lead_s + EPSILON
+
+    def never(self, now: float) -> float:
+        """The moment after the horizon: what can be given no order now is free then at the earliest."""
+        return math.nextafter(self.horizon(now), math.inf)
+
+    def _predict(self, now: float, flights: Iterable[Flight]) -> None:
+        """Predict the ends of all flights of a node, given in the order in which they run."""
+        for flight in flights:
+            if flight.begun:
+                flight.end = flight.predicted_end(now)
+                continue
+            begin = now
+            for ahead in self._ahead_of(flight):
+                begin = max(begin, ahead.end)
+            flight.end = begin + flight.length
+
+    def _ahead_of(self, flight: Flight) -> Iterator[Flight]:
+        """Flights that this one waits for, directly."""
+        for slot in flight.pending:
+            for other in self.slots[slot].queue:
+                if other is flight:
+                    break
+                yield other
+        for tracked in self.members(flight):
+            yield from tracked.flights[: tracked.flights.index(flight)]
