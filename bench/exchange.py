@@ -12,7 +12,7 @@ from bench.compare import Line, lines, show
 from bench.plots import new_figure, save
 from bench.runs import Setting
 from bench.trials import Trial, perform_all
-from scheduler.rounds import Config
+from scheduler.config import Config
 
 SCALE_UPS = (0.0, 0.25, 0.5, 1.0)
 AGE_BOUNDS = (60.0, 120.0, 300.0)

@@ -5,7 +5,7 @@ from one plan to the next.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from scheduler.problem import Assignment, Problem, Request
@@ -65,11 +65,7 @@ class Pledges:
         self._witness.pop(request_id, None)
 
     def keep(
-        self,
-        now: float,
-        nodes: Iterable[str],
-        assignments: Sequence[Assignment],
-        may_give: Callable[[Assignment], bool],
+        self, now: float, nodes: Iterable[str], assignments: Sequence[Assignment]
     ) -> tuple[list[Assignment], float]:
         """Of a plan for `nodes` the orders that break no promise, and those that promises need.
 
@@ -83,7 +79,7 @@ class Pledges:
             if problem is None:
                 continue
             slots = {gpu.slot for gpu in problem.gpus}
-            mine = [a for a in orders if slots.issuperset(a.slots) and may_give(a)]
+            mine = [a for a in orders if slots.issuperset(a.slots) and self._view.may_give(a)]
             kept = keep(self._moment(problem), mine)
             self.remember(kept.witness)
             again_at = min(again_at, max(now, kept.again_at))

@@ -17,7 +17,7 @@ from scheduler.pledges import Offer, Pledges
 from scheduler.problem import EVERY_ROLE, ROLES, Assignment, Plan, Problem, Request, Stage
 from scheduler.profile import Profile
 from scheduler.skipping import Computed, reach
-from scheduler.tracking import QUEUE_DEPTH, Flight, Slot, Span, Submission, Tracked
+from scheduler.tracking import Flight, Slot, Submission, Tracked
 from scheduler.view import View
 from scheduler.warmth import WARM_UP_S
 
@@ -41,8 +41,7 @@ class Rounds:
         self._order_id = 0
         self._epoch = 0
         self.roles: frozenset[Stage] = frozenset()
-        # Who denoises but cannot encode needs the condition, too, to go on from a checkpoint.
-        self._all_encode = True
+        self._all_encode = True  # who denoises
         self._may_begin: dict[int, Flight] = {}
         self._running: dict[int, Flight] = {}  # begun, and nothing planned after them yet
         self._hanging: dict[int, Flight] = {}  # to be aborted
@@ -171,6 +170,11 @@ class Rounds:
     def outstanding(self) -> int:
         """Requests that have not ended."""
         return len(self._active)
+
+    @property
+    def refused(self) -> int:
+        """Assignments that would have broken a promise."""
+        return self._pledges.refused
 
     @property
     def busy(self) -> bool:
@@ -369,11 +373,11 @@ class Rounds:
             tracked = self._active.get(request_id)
             if tracked and tracked.claim is None:
                 effects += self._mark_late(now, tracked)
-        orders, again_at = self._pledges.keep(now, self._planning, plan.assignments, self._may_give)
+        orders, again_at = self._pledges.keep(now, self._planning, plan.assignments)
         self._again_at = min(self._again_at, again_at)
         for assignment in orders:
             members = [self._active[id] for id in assignment.request_ids if id in self._active]
-            if self._may_give(assignment):
+            if self._view.may_give(assignment):
                 effects += self._assign(now, members, assignment)
             else:
                 # Only events can have made it so; anything else is the policy's fault.
@@ -383,10 +387,6 @@ class Rounds:
                     self._nodes.touch(*(tracked.home for tracked in members))
                     self._nodes.touch_slots(assignment.slots)
         return effects
-
-    def _may_give(self, assignment: Assignment) -> bool:
-        members = [self._active[id] for id in assignment.request_ids if id in self._active]
-        return len(members) == assignment.batch > 0 and self._holds(members, assignment)
 
     # How it is done.
 
@@ -400,28 +400,6 @@ class Rounds:
             for tracked in self._active.values():
                 if not tracked.flights and not tracked.holders:
                     self._rewind(tracked)
-
-    def _holds(self, members: list[Tracked], assignment: Assignment) -> bool:
-        """Whether the assignment can still become an order; `members` are its requests."""
-        slots = [self.slots.get(slot) for slot in assignment.slots]
-        return (
-            all(self._may_run(tracked, assignment) for tracked in members)
-            and (len(members) == 1 or _is_batch(members, assignment))
-            and (assignment.stage is not Stage.DENOISING or assignment.steps > 0)
-            and len(set(assignment.slots)) == len(slots) > 0
-            and all(
-                s is not None and not s.leaving and assignment.stage in s.roles and len(s.queue) < QUEUE_DEPTH
-                for s in slots
-            )
-        )
-
-    def _may_run(self, tracked: Tracked, assignment: Assignment) -> bool:
-        return (
-            tracked.next_stage is assignment.stage
-            and len(tracked.flights) < QUEUE_DEPTH
-            and not any(flight.fails(tracked.id) for flight in tracked.flights)
-            and assignment.steps <= self._view.steps_left(tracked)
-        )
 
     def _assign(self, now: float, members: list[Tracked], assignment: Assignment) -> list[Effect]:
         parts = tuple(
@@ -489,7 +467,7 @@ class Rounds:
                 if tracked := self._active.get(part.request_id):
                     assert order.stage
                     tracked.stage = order.stage
-                    tracked.spans.append(_span(order, part, now))
+                    tracked.begin_span(order, part, now)
                     effects.append(Changed(tracked.id))
         return effects
 
@@ -536,12 +514,12 @@ class Rounds:
         if order.stage is None and all(report.outcome is Outcome.OK for report in flight.reports):
             self._view.warmth.note(order.slots, order.epoch)
         effects: list[Effect] = []
-        for part, seconds in zip(order.parts, _shares(flight), strict=True):
+        for part, seconds in zip(order.parts, flight.shares(), strict=True):
             tracked = self.requests[part.request_id]
             tracked.flights.remove(flight)
             self._may_begin.update((ahead.order.id, ahead) for ahead in tracked.flights[:1])
             tracked.gpu_seconds += seconds
-            self._close_span(now, tracked, flight, part)
+            tracked.end_span(now, flight, part)
             if tracked.stage.ended:
                 effects += self._release(tracked, order.slots)
             else:
@@ -570,21 +548,6 @@ class Rounds:
         if short or tracked.id in flight.withdrawn:
             effects += self._withdraw(tracked)
         return [*effects, *self._changed(now, tracked)]
-
-    def _close_span(self, now: float, tracked: Tracked, flight: Flight, part: Part) -> None:
-        order = flight.order
-        seconds = max(report.seconds for report in flight.reports)
-        if not flight.begun:
-            if not seconds:
-                return
-            # Over before its predecessor was known to be.
-            tracked.spans.append(_span(order, part, now - seconds))
-        for span in reversed(tracked.spans):
-            if span.slots == order.slots and math.isnan(span.end):
-                span.end = now
-                reached = max(report.held.get(tracked.id, 0) for report in flight.reports)
-                span.steps = max(0, min(span.steps, reached - span.first_step))
-                return
 
     def _failed(
         self, now: float, tracked: Tracked, flight: Flight, part: Part, bad: list[Report]
@@ -622,21 +585,7 @@ class Rounds:
         return effects
 
     def _rewind(self, tracked: Tracked) -> None:
-        """Plan anew from the furthest step that an executor holds, or else from the checkpoint."""
-        furthest = max(tracked.held.values(), default=0)
-        if tracked.held and furthest >= tracked.checkpoint:
-            tracked.steps_done = furthest
-            tracked.holders = tuple(sorted(s for s, step in tracked.held.items() if step == furthest))
-        else:
-            tracked.steps_done = tracked.checkpoint
-            tracked.holders = ()
-        tracked.next_step = tracked.steps_done
-        if tracked.steps_done == tracked.submission.steps:
-            tracked.next_stage = Stage.DECODING
-        elif not tracked.holders and (tracked.steps_done == 0 or not self._all_encode):
-            tracked.next_stage = Stage.ENCODING
-        else:
-            tracked.next_stage = Stage.DENOISING
+        tracked.rewind(self._all_encode)
 
     def _end(self, now: float, tracked: Tracked, stage: Stage) -> list[Effect]:
         tracked.stage, tracked.finished_at, tracked.next_stage = stage, now, None
@@ -680,32 +629,3 @@ class Rounds:
         self._dirty = True
         self._version += 1
         return self._begin(now)
-
-
-def _is_batch(members: list[Tracked], assignment: Assignment) -> bool:
-    """Whether the steps of these can run together."""
-    keys = {tracked.submission.batch_key for tracked in members}
-    return (
-        assignment.stage is Stage.DENOISING
-        and len(keys) == 1
-        and len(set(assignment.request_ids)) == len(members)
-        and not any(tracked.alone for tracked in members)
-    )
-
-
-def _span(order: Order, part: Part, begin: float) -> Span:
-    assert order.stage
-    return Span(order.stage, order.slots, part.first_step, order.steps, begin, batch=len(order.parts))
-
-
-def _shares(flight: Flight) -> list[float]:
-    """GPU-seconds of each part of an order that has ended: by its steps, alike where none has ended."""
-    order = flight.order
-    total = max(report.seconds for report in flight.reports) * len(order.slots)
-    ran = [
-        max(0, *(report.held.get(part.request_id, 0) - part.first_step for report in flight.reports))
-        for part in order.parts
-    ]
-    if not sum(ran):
-        ran = [1] * len(order.parts)
-    return [total * steps / sum(ran) for steps in ran]

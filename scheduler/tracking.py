@@ -4,7 +4,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from scheduler.orders import Order, Outcome, Report
+from scheduler.orders import Order, Outcome, Part, Report
 from scheduler.problem import EVERY_ROLE, Request, Stage
 
 QUEUE_DEPTH = 2
@@ -102,6 +102,48 @@ class Tracked:
         running = [f for f in self.flights if f.begun]
         return running[0].order.slots if running else ()
 
+    def rewind(self, all_encode: bool) -> None:
+        """Plan anew from the furthest step that an executor holds, or else from the checkpoint.
+
+        For the latter its condition is needed, too: it is encoded again, unless all who denoise can encode.
+        """
+        furthest = max(self.held.values(), default=0)
+        if self.held and furthest >= self.checkpoint:
+            self.steps_done = furthest
+            self.holders = tuple(sorted(s for s, step in self.held.items() if step == furthest))
+        else:
+            self.steps_done = self.checkpoint
+            self.holders = ()
+        self.next_step = self.steps_done
+        if self.steps_done == self.submission.steps:
+            self.next_stage = Stage.DECODING
+        elif not self.holders and (self.steps_done == 0 or not all_encode):
+            self.next_stage = Stage.ENCODING
+        else:
+            self.next_stage = Stage.DENOISING
+
+    def begin_span(self, order: Order, part: Part, begin: float) -> None:
+        """One of its orders has begun."""
+        assert order.stage
+        span = Span(order.stage, order.slots, part.first_step, order.steps, begin, batch=len(order.parts))
+        self.spans.append(span)
+
+    def end_span(self, now: float, flight: "Flight", part: Part) -> None:
+        """One of its orders has ended."""
+        order = flight.order
+        seconds = max(report.seconds for report in flight.reports)
+        if not flight.begun:
+            if not seconds:
+                return
+            # Over before its predecessor was known to be.
+            self.begin_span(order, part, now - seconds)
+        for span in reversed(self.spans):
+            if span.slots == order.slots and math.isnan(span.end):
+                span.end = now
+                reached = max(report.held.get(self.id, 0) for report in flight.reports)
+                span.steps = max(0, min(span.steps, reached - span.first_step))
+                return
+
 
 @dataclass(slots=True, eq=False)
 class Flight:
@@ -140,6 +182,18 @@ class Flight:
         """When a begun flight ends, by its pace so far; never in the past."""
         left = self.length * (1 - self.steps_reported / max(1, self.order.steps))
         return max(self.marked_at + left, now)
+
+    def shares(self) -> list[float]:
+        """GPU-seconds of each part once it has ended: by its steps, alike where none has ended."""
+        order = self.order
+        total = max(report.seconds for report in self.reports) * len(order.slots)
+        ran = [
+            max(0, *(report.held.get(part.request_id, 0) - part.first_step for report in self.reports))
+            for part in order.parts
+        ]
+        if not sum(ran):
+            ran = [1] * len(order.parts)
+        return [total * steps / sum(ran) for steps in ran]
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """What planning sees of the core's books: when flights will end, what is outstanding, what nodes have to do.
 
-Only looks: nothing is given or moved here.
+And whether what it answers still holds. Only looks: nothing is given or moved here.
 """
 
 import math
@@ -12,7 +12,7 @@ from scheduler.demand import Demand
 from scheduler.dispatch import Load
 from scheduler.nodes import Nodes
 from scheduler.placement import Layout, layout_of
-from scheduler.problem import Gpu, Problem, Request, Stage
+from scheduler.problem import Assignment, Gpu, Problem, Request, Stage
 from scheduler.profile import Profile
 from scheduler.skipping import Computed, left
 from scheduler.tracking import QUEUE_DEPTH, Flight, Slot, Tracked
@@ -168,6 +168,30 @@ class View:
         )
         return tracked.seen
 
+    def may_give(self, assignment: Assignment) -> bool:
+        """Whether an assignment can still become an order."""
+        members = [self.active[id] for id in assignment.request_ids if id in self.active]
+        slots = [self.slots.get(slot) for slot in assignment.slots]
+        return (
+            len(members) == assignment.batch > 0
+            and all(self._may_run(tracked, assignment) for tracked in members)
+            and (len(members) == 1 or _is_batch(members, assignment))
+            and (assignment.stage is not Stage.DENOISING or assignment.steps > 0)
+            and len(set(assignment.slots)) == len(slots) > 0
+            and all(
+                s is not None and not s.leaving and assignment.stage in s.roles and len(s.queue) < QUEUE_DEPTH
+                for s in slots
+            )
+        )
+
+    def _may_run(self, tracked: Tracked, assignment: Assignment) -> bool:
+        return (
+            tracked.next_stage is assignment.stage
+            and len(tracked.flights) < QUEUE_DEPTH
+            and not any(flight.fails(tracked.id) for flight in tracked.flights)
+            and assignment.steps <= self.steps_left(tracked)
+        )
+
     def horizon(self, now: float) -> float:
         """Until when what frees up can be given orders."""
         return now + self.config.lead_s + EPSILON
@@ -196,3 +220,14 @@ class View:
                 yield other
         for tracked in self.members(flight):
             yield from tracked.flights[: tracked.flights.index(flight)]
+
+
+def _is_batch(members: list[Tracked], assignment: Assignment) -> bool:
+    """Whether the steps of these can run together."""
+    keys = {tracked.submission.batch_key for tracked in members}
+    return (
+        assignment.stage is Stage.DENOISING
+        and len(keys) == 1
+        and len(set(assignment.request_ids)) == len(members)
+        and not any(tracked.alone for tracked in members)
+    )
