@@ -184,8 +184,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             warnings=driver.warnings,
         )
         for slot, executor in sorted(driver.fleet.executors.items()):
-            r, books = executor.registration, rounds.slots[slot]
-            running = books.queue[0].order if books.queue else None
+            r, books = executor.registration, rounds.slots.get(slot)
+            # Between its registration and its joining, the books do not have it yet.
+            running = books.queue[0].order if books and books.queue else None
             response.executors.add(
                 slot=slot,
                 address=r.address,
