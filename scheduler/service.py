@@ -185,8 +185,10 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         )
         for slot, executor in sorted(driver.fleet.executors.items()):
             r, books = executor.registration, rounds.slots.get(slot)
-            # Between its registration and its joining, the books do not have it yet.
-            running = books.queue[0].order if books and books.queue else None
+            if books is None:
+                # Registered, and about to join.
+                continue
+            running = books.queue[0].order if books.queue else None
             response.executors.add(
                 slot=slot,
                 address=r.address,
