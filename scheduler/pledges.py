@@ -34,7 +34,6 @@ class Pledges:
     """The witness of all that is promised or claimed."""
 
     def __init__(self, view: View) -> None:
-        self.refused = 0  # assignments that would have broken a promise
         self._view = view
         self._nodes = view.nodes
         self._witness: dict[str, Witness] = {}  # by request; of all together
@@ -83,7 +82,6 @@ class Pledges:
             kept = keep(self._moment(problem), mine)
             self.remember(kept.witness)
             again_at = min(again_at, max(now, kept.again_at))
-            self.refused += kept.refused
             orders = [a for a in orders if a not in mine] + list(kept.assignments)
         return orders, again_at
 

@@ -24,13 +24,12 @@ NEVER: Mapping[str, float] = {}
 class Kept:
     """What of a plan can be given, what is given beyond it, and the witness that then stands.
 
-    `again_at`: plan by then, for something of the witness begins. `refused`: orders that would break it.
+    `again_at`: plan by then, for something of the witness begins.
     """
 
     assignments: tuple[Assignment, ...]
     witness: Witness
     again_at: float = math.inf
-    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +173,7 @@ def keep(moment: Moment, assignments: Sequence[Assignment]) -> Kept:
             passed.append(given)
     standing = _moved(state, base)
     assert standing is not None
-    refused = len(assignments) - len(passed)
-    return replace(_complete(problem, state, standing, passed), refused=refused)
+    return _complete(problem, state, standing, passed)
 
 
 def _limit(problem: Problem, request: Request) -> float:

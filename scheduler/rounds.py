@@ -172,11 +172,6 @@ class Rounds:
         return len(self._active)
 
     @property
-    def refused(self) -> int:
-        """Assignments that would have broken a promise."""
-        return self._pledges.refused
-
-    @property
     def busy(self) -> bool:
         """Whether any order is out."""
         return bool(self._flights)

@@ -42,7 +42,7 @@ def exact(solver: Solver, overrun_s: float) -> Policy:
         source = "search" if _value(best) > _value(first) else "heuristic"
         if _all_on_time(best):
             return finish(best, _decision(source, best))
-        found = _ask(solver, board, best, until)
+        found = _ask(solver, best, until)
         if found.lineup is not best:
             source, best = "solver", found.lineup
         decision = Decision(source, found.status, on_time(best), found.bound, found.build_s, found.solve_s)
@@ -62,9 +62,9 @@ class _Answer:
     solve_s: float = 0.0
 
 
-def _ask(solver: Solver, board: Board, best: Lineup, until: float) -> _Answer:
+def _ask(solver: Solver, best: Lineup, until: float) -> _Answer:
     """Ask for more on time than `best` has, until the program has no more or its answer can be run."""
-    order = best.ranking.order
+    board, order = best.board, best.ranking.order
     answer = _Answer(best, _possible(best))
     if len(order) > MAX_WORKS:
         answer.status = "too many"
