@@ -143,18 +143,31 @@ class Sample:
         return bias
 
 
-def foveate(rows: int, columns: int, window: int, stride: int, generator: torch.Generator) -> Sample:
-    """All tokens of a random `window` by `window` square, and of the rest one in each `stride`-wide cell.
+def foveate(
+    rows: int,
+    columns: int,
+    window: int,
+    stride: int,
+    generator: torch.Generator,
+    centre: tuple[int, int] | None = None,
+) -> Sample:
+    """The tokens of a `window` by `window` square and the corners, and one of the rest a `stride`-wide cell.
 
-    So a step on a picture of any size costs as much as one on a small picture, and still sees both what
-    goes where and how neighbours fit. A window as large as the grid takes every token. A cell that the
-    grid cuts gives a token as often as the part of it that is left.
+    So a step on a picture of any size costs as much as one on a small picture, and still sees what goes
+    where, how neighbours fit, and how far the picture goes. The square lies around the token at `centre`
+    (row, column), or anywhere. A square as large as the grid takes every token. A cell that the grid cuts
+    gives a token as often as the part of it that is left.
     """
     high, wide = min(window, rows), min(window, columns)
-    top = int(torch.randint(rows - high + 1, (), generator=generator))
-    left = int(torch.randint(columns - wide + 1, (), generator=generator))
+    if centre is None:
+        top = int(torch.randint(rows - high + 1, (), generator=generator))
+        left = int(torch.randint(columns - wide + 1, (), generator=generator))
+    else:
+        top = min(max(0, centre[0] - high // 2), rows - high)
+        left = min(max(0, centre[1] - wide // 2), columns - wide)
     near = torch.zeros(rows, columns, dtype=torch.bool)
     near[top : top + high, left : left + wide] = True
+    near[[0, 0, -1, -1], [0, -1, 0, -1]] = True
 
     cells = (-(-rows // stride), -(-columns // stride))
     row = torch.arange(cells[0])[:, None] * stride + torch.randint(stride, cells, generator=generator)

@@ -51,11 +51,11 @@ FULL = Plan(
     vae=2200,
     text=450,
     decoder=2500,
-    flow=6000,
+    flow=10_500,
     scenes=1.0,
-    test_every=1000,
-    test_prompts=16,
-    test_sizes=("128x128", "256x256", "512x512"),
+    test_every=1500,
+    test_prompts=8,
+    test_sizes=("256x256", "320x192", "512x512"),
 )
 QUICK = Plan(
     vae=30, text=20, decoder=6, flow=20, scenes=0.0, test_every=20, test_prompts=2, test_sizes=("128x128",)

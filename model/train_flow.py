@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from model.attention import ExplicitAttention
 from model.captions import caption, with_unknown_words
-from model.latents import LatentSet, LatentSets, Sample, foveate, image_ids
+from model.latents import TOKEN_PIXELS, LatentSet, LatentSets, Sample, foveate, image_ids
 from model.layout import TEXT_LENGTH, build_scheduler, build_transformer
 from model.progress import Stage, set_learning_rate
 from model.train_text import UNKNOWN_SHARE, TextEncoders
@@ -30,7 +30,8 @@ class Phase:
     """What the steps from `start` (share of the run) on are trained with.
 
     `mix` lists (size, window, share): how many tokens each way are seen whole of a picture of that size, and
-    which share of the steps it gets. Of the rest of the picture about FAR_TOKENS are seen.
+    which share of the steps it gets. Of the rest of the picture about FAR_TOKENS are seen. A size may also be
+    a name in GROUPS, for any of several.
     """
 
     start: float
@@ -40,13 +41,43 @@ class Phase:
         """Size and window of the next step."""
         shares = np.array([share for *_, share in self.mix])
         size, window, _ = self.mix[random.choice(len(self.mix), p=shares / shares.sum())]
+        if size in GROUPS:
+            size = str(random.choice(GROUPS[size]))
         return size, window
 
 
-def sample_tokens(rows: int, columns: int, window: int, generator: torch.Generator) -> Sample:
+def sample_tokens(
+    rows: int,
+    columns: int,
+    window: int,
+    generator: torch.Generator,
+    centre: tuple[int, int] | None = None,
+) -> Sample:
     """The tokens that a step sees of a picture: those in a window, and about FAR_TOKENS of the others."""
     stride = max(1, math.ceil(math.sqrt(rows * columns / FAR_TOKENS)))
-    return foveate(rows, columns, window, stride, generator)
+    return foveate(rows, columns, window, stride, generator, centre)
+
+
+def pick_batch(
+    latents: LatentSet, window: int, random: np.random.Generator, generator: torch.Generator
+) -> tuple[Tensor, Sample]:
+    """The pictures of a step, as places in `latents`, and the tokens that it sees of them.
+
+    Where a window sees only a part, it mostly lies on an object or a light, and the pictures are of scenes
+    with the object at that side: outlines are what is hard to learn, and few tokens of a large picture.
+    """
+    candidates, centre = np.arange(len(latents.scenes)), None
+    if window < max(latents.rows, latents.columns) and random.random() < FOCUSED:
+        first = int(random.integers(len(candidates)))
+        marked = (latents.weights[first] > 1).nonzero().flatten()
+        if len(marked):
+            row, column = divmod(int(random.choice(marked.numpy())), latents.columns)
+            centre = row, column
+            side = latents.scenes[first].side
+            candidates = np.array([i for i, scene in enumerate(latents.scenes) if scene.side == side])
+    sample = sample_tokens(latents.rows, latents.columns, window, generator, centre)
+    batch = min(STEP_PICTURES, max(1, STEP_TOKENS // len(sample.places)))
+    return torch.from_numpy(random.choice(candidates, batch)), sample
 
 
 def noise_shift(tokens: int) -> float:
@@ -91,14 +122,13 @@ def flow_loss(
     transformer: FluxTransformer2DModel,
     text: TextEncoders,
     latents: LatentSet,
+    picked: Tensor,
     sample: Sample,
     random: np.random.Generator,
     generator: torch.Generator,
 ) -> Tensor:
-    """The weighted velocity error at the sampled tokens of a batch of pictures of one size."""
+    """The weighted velocity error at the sampled tokens of the picked pictures."""
     device = transformer.device
-    batch = min(STEP_PICTURES, max(1, STEP_TOKENS // len(sample.places)))
-    picked = torch.from_numpy(random.integers(len(latents.scenes), size=batch))
     texts = []
     for index in picked.tolist():
         words = caption(latents.scenes[index], random).text
@@ -110,7 +140,7 @@ def flow_loss(
     places = sample.places
     clean = latents.tokens[picked][:, places].float()
     noise = torch.randn(clean.shape, generator=generator)
-    level = noise_levels(batch, total, generator)
+    level = noise_levels(len(picked), total, generator)
     mixed = torch.lerp(clean, noise, level[:, None, None])
     bias = sample.attention_bias(TEXT_LENGTH)
     extra = None if bias is None else {"attention_mask": bias.to(device)}
@@ -145,40 +175,69 @@ def current_phase(phases: tuple[Phase, ...], done: float) -> Phase:
 
 STEP_TOKENS, STEP_PICTURES = 3072, 32  # of a training step, at most
 FAR_TOKENS = 64
+FOCUSED = 0.7  # of the steps with a window look at an object or a light
+SQUARES = {"128x128": 3000, "256x256": 1500, "512x512": 400, "1024x1024": 100}
+# Sizes of the tests that must never be trained on.
+UNSEEN = ("320x192", "192x320", "512x256", "256x512")
+SHAPES, SHAPE_TOKENS = 60, 20_000
+SMALL_TOKENS = 160
+
+
+def shapes(count: int) -> list[tuple[int, int]]:
+    """Widths and heights, spread evenly (R2 sequence) over areas of 144 to 900 square and ratios to 2:1."""
+    found: list[tuple[int, int]] = []
+    number = 0
+    while len(found) < count:
+        number += 1
+        side = 144 * (900 / 144) ** (number * 0.7548776662 % 1)
+        ratio = 2 ** (2 * (number * 0.5698402910 % 1) - 1)
+        width, height = (
+            min(1024, max(6, round(side * stretch / TOKEN_PIXELS)) * TOKEN_PIXELS)
+            for stretch in (ratio**0.5, ratio**-0.5)
+        )
+        name = f"{width}x{height}"
+        if (width, height) not in found and name not in SQUARES and name not in UNSEEN:
+            found.append((width, height))
+    return found
+
+
+def token_count(width: int, height: int) -> int:
+    return width // TOKEN_PIXELS * (height // TOKEN_PIXELS)
+
+
 # Sizes in pixels (width x height) and how many scenes of each are encoded.
-SIZES = {
-    "128x128": 4000,
-    "256x256": 2000,
-    "384x256": 400,
-    "256x384": 400,
-    "512x512": 500,
-    "1024x1024": 120,
+SIZES = SQUARES | {
+    f"{width}x{height}": max(8, SHAPE_TOKENS // token_count(width, height))
+    for width, height in shapes(SHAPES)
+}
+GROUPS = {
+    "shapes": tuple(size for size in SIZES if size not in SQUARES),
+    "small": tuple(f"{w}x{h}" for w, h in shapes(SHAPES) if token_count(w, h) <= SMALL_TOKENS),
 }
 PHASES = (
-    # The smallest size: what goes where.
-    Phase(0.0, (("128x128", 8, 1.0),)),
+    # Small pictures of many shapes, seen whole: what goes where, and how that follows the shape.
+    Phase(0.0, (("128x128", 16, 0.25), ("small", 16, 0.75))),
     # All sizes, at about 128 tokens a picture.
     Phase(
         0.2,
         (
-            ("128x128", 8, 0.15),
-            ("256x256", 8, 0.30),
-            ("384x256", 8, 0.05),
-            ("256x384", 8, 0.05),
-            ("512x512", 8, 0.25),
-            ("1024x1024", 8, 0.20),
+            ("128x128", 8, 0.07),
+            ("small", 16, 0.16),
+            ("256x256", 8, 0.18),
+            ("512x512", 8, 0.16),
+            ("1024x1024", 8, 0.12),
+            ("shapes", 8, 0.31),
         ),
     ),
     # Whole pictures of 256 and windows as large as the objects: edges.
     Phase(
-        0.55,
+        0.5,
         (
-            ("128x128", 8, 0.05),
-            ("256x256", 16, 0.25),
-            ("384x256", 12, 0.05),
-            ("256x384", 12, 0.05),
-            ("512x512", 16, 0.38),
-            ("1024x1024", 12, 0.22),
+            ("128x128", 8, 0.04),
+            ("256x256", 16, 0.20),
+            ("512x512", 16, 0.24),
+            ("1024x1024", 16, 0.17),
+            ("shapes", 16, 0.35),
         ),
     ),
 )
@@ -213,8 +272,8 @@ def train_flow(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         size, window = current_phase(phases, step / stage.steps).pick(random)
         latents = sets[size]
-        sample = sample_tokens(latents.rows, latents.columns, window, generator)
-        loss = flow_loss(transformer, text, latents, sample, random, generator)
+        picked, sample = pick_batch(latents, window, random, generator)
+        loss = flow_loss(transformer, text, latents, picked, sample, random, generator)
         set_learning_rate(optimiser, stage.learning_rate(rate))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)

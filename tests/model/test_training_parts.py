@@ -13,19 +13,26 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model import train_flow
 from model.attention import BlockAttention, ExplicitAttention
-from model.latents import TOKEN_PIXELS, LatentSets, foreground, foveate, image_ids, pack, unpack
+from model.latents import TOKEN_PIXELS, LatentSet, LatentSets, foreground, foveate, image_ids, pack, unpack
 from model.layout import build_transformer, build_vae
 from model.progress import Stage, set_learning_rate
 from model.scenes import Jitter, Scene
 from model.train_flow import (
     FAR_TOKENS,
+    GROUPS,
     PHASES,
+    SHAPES,
     SIZES,
+    SQUARES,
+    UNSEEN,
     current_phase,
     noise_levels,
     noise_shift,
+    pick_batch,
     sample_tokens,
+    shapes,
     zero_start,
 )
 from model.train_vae import unit_latents
@@ -57,7 +64,7 @@ def test_a_sample_stands_for_every_token(grid: tuple[int, int], stride: int, win
     assert sample.places.max() < rows * columns
     seen_whole = min(window, rows) * min(window, columns)
     assert (sample.counts == 1).sum() >= seen_whole
-    if len(sample.places) > seen_whole:
+    if (sample.counts > 1).any():
         assert sample.counts.sum().item() == pytest.approx(rows * columns)
     if window >= max(rows, columns):
         assert len(sample.places) == rows * columns
@@ -65,13 +72,43 @@ def test_a_sample_stands_for_every_token(grid: tuple[int, int], stride: int, win
 
 
 def test_every_token_is_seen_as_often_as_any_other() -> None:
-    """Also those of the cells that the edge of the grid cuts."""
+    """Also those of the cells that the edge of the grid cuts; but the corners always."""
     generator, times = torch.Generator().manual_seed(0), torch.zeros(35)
     for _ in range(4000):
         times[foveate(5, 7, 1, 3, generator).places] += 1
     # One as the window, or else one in the nine of its cell.
     expected = 4000 * (1 / 35 + 34 / 35 / 9)
-    assert (times - expected).abs().max() < 0.2 * expected
+    corners = torch.zeros(5, 7, dtype=torch.bool)
+    corners[::4, ::6] = True
+    assert (times[corners.flatten()] == 4000).all()
+    assert (times[~corners.flatten()] - expected).abs().max() < 0.2 * expected
+
+
+@pytest.mark.parametrize(("centre", "top", "left"), [((9, 5), 7, 3), ((0, 0), 0, 0), ((15, 19), 12, 16)])
+def test_the_window_lies_around_its_centre_inside_the_picture(
+    centre: tuple[int, int], top: int, left: int
+) -> None:
+    sample = foveate(16, 20, 4, 9, torch.Generator().manual_seed(0), centre)
+    seen = torch.zeros(16 * 20, dtype=torch.bool)
+    seen[sample.places[sample.counts == 1]] = True
+    assert seen.view(16, 20)[top : top + 4, left : left + 4].all()
+    assert seen.sum() <= 16 + 4
+
+
+def test_focused_steps_see_the_object_of_every_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_flow, "FOCUSED", 1.0)
+    sides = ("left", "right")
+    scenes = [Scene("day", "sand", None, "car", "red", side) for side in sides * 2]
+    weights = torch.stack([1 + foreground(scene, Jitter(), 24, 24) for scene in scenes])
+    latents = LatentSet(24, 24, scenes, torch.zeros(4, 24 * 24, 16), weights)
+    generator, seen = torch.Generator().manual_seed(0), set()
+    for seed in range(8):
+        picked, sample = pick_batch(latents, 12, np.random.default_rng(seed), generator)
+        [side] = {scenes[index].side for index in picked.tolist()}
+        seen.add(side)
+        near = sample.places[sample.counts == 1]
+        assert (weights[picked][:, near] > 1).sum(1).min() >= 12
+    assert seen == set(sides)
 
 
 def test_attention_to_a_sample_stands_for_attention_to_all() -> None:
@@ -175,14 +212,36 @@ def test_phases_pick_sizes_by_their_shares_and_steps_stay_small() -> None:
         random = np.random.default_rng(0)
         picked = [phase.pick(random) for _ in range(2000)]
         for size, window, share in phase.mix:
-            assert picked.count((size, window)) / 2000 == pytest.approx(share, abs=0.04)
-            assert size in SIZES
-            width, height = map(int, size.split("x"))
-            rows, columns = height // TOKEN_PIXELS, width // TOKEN_PIXELS
-            sample = sample_tokens(rows, columns, window, generator)
-            assert len(sample.places) <= window**2 + 1.5 * FAR_TOKENS
+            sizes = GROUPS.get(size, (size,))
+            drawn = [one for one in picked if one[0] in sizes and one[1] == window]
+            # A size can also come from another group with the same window.
+            assert len(drawn) / 2000 >= share - 0.04
+            for name in sizes:
+                assert name in SIZES
+                width, height = map(int, name.split("x"))
+                rows, columns = height // TOKEN_PIXELS, width // TOKEN_PIXELS
+                sample = sample_tokens(rows, columns, window, generator)
+                assert len(sample.places) <= window**2 + 1.5 * FAR_TOKENS + 4
     assert current_phase(PHASES, 0.0) is PHASES[0]
     assert current_phase(PHASES, 0.999) is PHASES[-1]
+
+
+def test_shapes_are_spread_and_leave_out_the_squares_and_the_tests() -> None:
+    some = shapes(SHAPES)
+    assert len(set(some)) == SHAPES
+    assert shapes(9) == some[:9]
+    assert not {f"{width}x{height}" for width, height in some} & {*SQUARES, *UNSEEN}
+    for width, height in some:
+        assert width % TOKEN_PIXELS == height % TOKEN_PIXELS == 0
+        assert 96 <= width <= 1024
+        assert 96 <= height <= 1024
+        assert 0.45 <= width / height <= 2.2
+    # Every quarter of areas has wide ones and high ones.
+    by_area = sorted(some, key=lambda size: size[0] * size[1])
+    for start in range(0, SHAPES, SHAPES // 4):
+        ratios = [width / height for width, height in by_area[start : start + SHAPES // 4]]
+        assert min(ratios) < 0.7
+        assert max(ratios) > 1.4
 
 
 def test_latents_come_back_from_their_file(tmp_path: Path) -> None:
