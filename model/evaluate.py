@@ -60,10 +60,17 @@ def make_pictures(
 
 
 def evaluate(
-    pipeline: FluxPipeline, captions: list[Caption], width: int, height: int, *, steps: int = STEPS
+    pipeline: FluxPipeline,
+    captions: list[Caption],
+    width: int,
+    height: int,
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
 ) -> tuple[Score, list[Array]]:
     """The score on `captions` at one size, and the pictures."""
-    pictures = make_pictures(pipeline, [made.text for made in captions], width, height, steps=steps)
+    texts = [made.text for made in captions]
+    pictures = make_pictures(pipeline, texts, width, height, steps=steps, seed=seed)
     return score(pictures, captions), pictures
 
 
@@ -86,11 +93,26 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def print_score(name: str, total: Score, prompts: int) -> None:
+    """One line of JSON: shares by kind, and how many statements there were, to add halves up."""
+    shares = {kind: round(share, 3) for kind, share in total.shares().items()}
+    counts = {"right": sum(total.right.values()), "statements": sum(total.total.values())}
+    print(json.dumps({"size": name, "prompts": prompts, **shares, **counts}), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m model.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="checkpoint in the FLUX layout")
     parser.add_argument("--size", type=parse_size, action="append", help="WIDTHxHEIGHT, again for more")
     parser.add_argument("--prompts", type=int, default=200, help="held-out prompts a size (default 200)")
+    parser.add_argument(
+        "--skip", type=int, default=0, help="leave out so many of them: two halves, two cores (default 0)"
+    )
+    parser.add_argument(
+        "--shuffled",
+        action="store_true",
+        help="score the pictures against others' captions, too: chance",
+    )
     parser.add_argument(
         "--unknown-words", action="store_true", help="put one or two made-up words into each prompt"
     )
@@ -103,6 +125,8 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     args = parser.parse_args()
+    if not 0 <= args.skip < args.prompts:
+        parser.error(f"--skip must leave some of the {args.prompts} prompts, got {args.skip}")
     if args.threads:
         torch.set_num_threads(args.threads)
     pipeline, captions = load(args.folder), held_out_captions(args.prompts)
@@ -111,10 +135,13 @@ def main() -> None:
     if args.unknown_words:
         random = np.random.default_rng(0)
         captions = [replace(made, text=with_unknown_words(made.text, random)) for made in captions]
+    captions = captions[args.skip :]
     for width, height in args.size or [(256, 256)]:
-        total, pictures = evaluate(pipeline, captions, width, height, steps=args.steps)
-        shares = {kind: round(share, 3) for kind, share in total.shares().items()}
-        print(json.dumps({"size": f"{width}x{height}", "prompts": len(captions), **shares}), flush=True)
+        total, pictures = evaluate(pipeline, captions, width, height, steps=args.steps, seed=args.skip)
+        print_score(f"{width}x{height}", total, len(captions))
+        if args.shuffled:
+            others = captions[1:] + captions[:1]
+            print_score(f"{width}x{height} shuffled", score(pictures, others), len(captions))
         if args.sheet:
             name = args.sheet.with_stem(f"{args.sheet.stem}-{width}x{height}")
             sheet(pictures[:24], 6).save(name)
