@@ -10,6 +10,8 @@ from scheduler.problem import Assignment, Plan, Problem, Stage
 from scheduler.profile import Profile, StepTime
 from scheduler.tracking import Tracked
 
+PATIENT = 1000.0
+"""A budget that is never used up, so that what a solver finds depends on the moment alone."""
 SIZES = [(256, 256), (512, 512), (512, 768), (1024, 1024)]
 PROFILE = Profile(
     [

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from chaos import PROFILE, SIZES, chaotic, check_books, check_steps
+from chaos import PATIENT, PROFILE, SIZES, chaotic, check_books, check_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,9 +15,6 @@ from scheduler.policies import resolve
 from scheduler.policies.by_node import by_node
 from scheduler.problem import Assignment, Gpu, Plan, Problem, Request, Stage
 from scheduler.tracking import Submission
-
-PATIENT = 10.0
-"""A budget that is never used up."""
 
 
 def request(name: str, side: int = 512, steps: int = 10, deadline: float = 10.0, **more) -> Request:

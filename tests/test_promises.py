@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from chaos import PROFILE, SIZES, chaotic, check_books
+from chaos import PATIENT, PROFILE, SIZES, chaotic, check_books
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,7 +46,7 @@ def run(policy: str, seed: int, node_size: int | None = None, **conditions: floa
         gpus,
         crowd(seed, gpus),
         config=config,
-        conditions=Conditions(seed=seed, **conditions),
+        conditions=Conditions(seed=seed, budget_s=PATIENT, **conditions),
         node_size=node_size,
         admission=Admission.PROMISE,
     )

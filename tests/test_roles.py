@@ -4,7 +4,7 @@ import itertools
 import random
 
 import pytest
-from chaos import PROFILE, chaotic, check_books, check_steps
+from chaos import PATIENT, PROFILE, chaotic, check_books, check_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_baselines import crowd, problem
@@ -46,7 +46,7 @@ def test_no_policy_gives_a_stage_to_who_cannot_run_it(name, seed, gpus):
     roles = {gpu.slot: gpu.roles for gpu in moment.gpus}
     taken: set[int] = set()
     given_to: set[str] = set()
-    for a in resolve(name)(moment, 0.05).assignments:
+    for a in resolve(name)(moment, PATIENT).assignments:
         assert all(a.stage in roles[slot] for slot in a.slots)
         assert taken.isdisjoint(a.slots)
         assert a.request_ids[0] not in given_to
@@ -73,7 +73,7 @@ def run(policy: Policy, name: str, arrivals: list[Arrival], faults: tuple[Fault,
         len(roles),
         arrivals,
         config=Config(round_s=0.25, lead_s=0.1),
-        conditions=Conditions(switch_s=0.01, step_cv=0.1, seed=1, checkpoint_s=0.05),
+        conditions=Conditions(switch_s=0.01, step_cv=0.1, seed=1, budget_s=PATIENT, checkpoint_s=0.05),
         faults=faults,
         roles=roles,
     ).run()
@@ -129,5 +129,5 @@ def test_what_nobody_can_run_waits_and_nothing_else_is_planned_for_it(name, miss
         moment = problem(seed, 4, split_roles=True)
         if all(missing not in gpu.roles for gpu in moment.gpus):
             break
-    plan = resolve(name)(moment, 0.05)
+    plan = resolve(name)(moment, PATIENT)
     assert all(a.stage is not missing for a in plan.assignments)

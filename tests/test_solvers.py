@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from chaos import PATIENT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
@@ -80,7 +81,7 @@ def brute_force(program: Program) -> int:
 
 def solved(program: Program, name: str) -> int:
     """The most weight on time that a solver finds, in the program's units."""
-    solution = SOLVERS[name](program, [], frozenset(), 20.0)
+    solution = SOLVERS[name](program, [], frozenset(), PATIENT)
     assert solution.status == "optimal"
     assert solution.values is not None
     found = solution.values
@@ -116,9 +117,9 @@ def test_a_row_asks_for_more_than_is_known(name, seed):
     program = build(board, by_deadline(board.works))
     best = brute_force(program) / 1000
     solve = SOLVERS[name]
-    assert solve(program, [program.more_than(best)], frozenset(), 20.0).status == "infeasible"
+    assert solve(program, [program.more_than(best)], frozenset(), PATIENT).status == "infeasible"
     if best > 0:
-        assert solve(program, [program.more_than(best - 0.5)], frozenset(), 20.0).values is not None
+        assert solve(program, [program.more_than(best - 0.5)], frozenset(), PATIENT).values is not None
 
 
 @settings(max_examples=40, deadline=None)
@@ -130,7 +131,7 @@ def test_the_bound_is_never_below_what_a_line_up_reaches(seed, requests, gpus):
     program = build(board, works)
     if not program.works:
         return
-    bound = cp_sat.solve(program, [], frozenset(), 5.0).bound
+    bound = cp_sat.solve(program, [], frozenset(), PATIENT).bound
     first = line_up(board, Ranking(works))
     better = improve(first, (hurry, promote, give_up), 200)
     reached = max(
@@ -146,7 +147,7 @@ def test_never_worse_than_the_heuristic_in_its_own_forecast(seed, requests, gpus
     moment = problem(seed, requests, gpus)
     board = Board(moment)
     heuristic = on_time(line_up(board, Ranking(by_deadline(board.works))))
-    decision = resolve("cp-sat")(moment, 1.0).decision
+    decision = resolve("cp-sat")(moment, PATIENT).decision
     assert decision.objective >= heuristic - 1e-9
     assert decision.bound >= decision.objective - 1e-9
 
@@ -166,9 +167,9 @@ def test_a_solver_without_an_answer_leaves_the_heuristic_standing():
     def silent(program: Program, _more, _start: frozenset[int], _seconds: float) -> Solution:
         return Solution(None, float(sum(gain for gain in program.gains if gain > 0)), "unknown")
 
-    plan = exact(silent, 0.0)(moment, 1.0)
+    plan = exact(silent, 0.0)(moment, PATIENT)
     assert plan.decision.source != "solver"
-    assert plan.decision.objective >= resolve("edf")(moment, 1.0).decision.objective
+    assert plan.decision.objective >= resolve("edf")(moment, PATIENT).decision.objective
 
 
 @pytest.mark.parametrize(("effort", "source"), [(0, "solver"), (400, "search")])
@@ -180,7 +181,7 @@ def test_who_knows_better_is_followed(monkeypatch, effort, source):
     small = [Request(f"s{n}", 1024, 1024, Stage.DENOISING, 20, now, now, deadline=3.0) for n in range(4)]
     gpus = tuple(Gpu(slot, now) for slot in range(4))
     moment = Problem(now, 1e-6, 0.25, gpus, (wide, *small), PROFILE.limited(4))
-    edf, better = resolve("edf")(moment, 1.0), resolve("cp-sat")(moment, 1.0)
+    edf, better = resolve("edf")(moment, PATIENT), resolve("cp-sat")(moment, PATIENT)
     assert edf.decision.objective == 1
     assert better.decision.objective == 4
     assert better.decision.source == source
@@ -188,7 +189,7 @@ def test_who_knows_better_is_followed(monkeypatch, effort, source):
 
 def test_an_ilp_solver_by_name():
     moment = problem(3, 6, 8)
-    assert resolve("ilp:cbc")(moment, 1.0).assignments == resolve("ilp")(moment, 1.0).assignments
+    assert resolve("ilp:cbc")(moment, PATIENT).assignments == resolve("ilp")(moment, PATIENT).assignments
     with pytest.raises(ValueError, match="installed are cbc"):
         resolve("ilp:nothing")
 
@@ -198,7 +199,7 @@ def test_an_ilp_solver_by_name():
 def test_glpk_agrees_with_brute_force(seed):
     board = Board(problem(seed, 4, 8))
     program = build(board, by_deadline(board.works))
-    solution = ilp.solve(program, [], frozenset(), 20.0, solver="glpk")
+    solution = ilp.solve(program, [], frozenset(), PATIENT, solver="glpk")
     assert solution.values is not None
     weights = [round(1000 * work.request.weight) for work in program.works]
     reached = sum(w * round(z) for w, z in zip(weights, solution.values, strict=False))
