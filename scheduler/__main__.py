@@ -44,7 +44,7 @@ def _address(_context: click.Context, _parameter: click.Parameter, text: str) ->
     try:
         host_port(text, "--listen", free_port=True)
     except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+        raise click.UsageError(str(error)) from None
     return text
 
 
@@ -52,9 +52,9 @@ def _duration(_context: click.Context, _parameter: click.Parameter, text: str) -
     if text == "never":
         return math.inf
     try:
-        return parse_duration(text)
+        return parse_duration(text, "--age-bound")
     except ValueError as error:
-        raise click.BadParameter(f"{error}; or never") from None
+        raise click.UsageError(f"{error}; or never") from None
 
 
 POSITIVE = click.FloatRange(min=0, min_open=True)

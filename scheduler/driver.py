@@ -126,6 +126,8 @@ class Driver:
     @property
     def warnings(self) -> list[str]:
         """What keeps requests waiting."""
+        if self.fleet.model and not self.fleet.executors:
+            return ["all executors have left: requests wait until one joins"]
         return [
             f"no executor can run {stage.value}: requests wait until one joins with that role (--roles)"
             for stage in (self.rounds.lacking if self._complete else ())

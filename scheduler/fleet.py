@@ -50,18 +50,15 @@ class Fleet:
             raise ValueError(f"a node has a power of two of slots, not {node_size}")
         self.node_size = node_size
         self.executors: dict[int, Executor] = {}
+        self.model: scheduler_pb2.ModelInfo | None = None  # loaded now or last; None: nobody has joined yet
         self._nodes: list[str] = []
-
-    @property
-    def model(self) -> scheduler_pb2.ModelInfo | None:
-        """What the fleet has loaded; None where there is none."""
-        return next((e.registration.model for e in self.executors.values()), None)
 
     def admit(self, registration: executor_pb2.Registration, now: float) -> Executor:
         """Give an executor its slot. Raises Refused, or ValueError where the registration is wrong."""
         if not registration.instance or not registration.address or not registration.store:
             raise Refused("a registration needs instance, address and store")
-        if self.model and registration.model.fingerprint != self.model.fingerprint:
+        # Once all have left, another model may follow.
+        if self.executors and self.model and registration.model.fingerprint != self.model.fingerprint:
             raise Refused(
                 f"this cluster serves {self.model.name} ({self.model.fingerprint}), not "
                 f"{registration.model.name} ({registration.model.fingerprint}): start all with one model and "
@@ -70,6 +67,7 @@ class Fleet:
         messages.roles(registration)
         slot = self._slot_for(registration)
         executor = self.executors[slot] = Executor(slot, registration, now)
+        self.model = registration.model
         return executor
 
     def remove(self, executor: Executor) -> bool:

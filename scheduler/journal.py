@@ -49,7 +49,9 @@ class Journal:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_SCHEMA)
             self._db.commit()
-        except (OSError, sqlite3.Error) as error:
+        except OSError as error:
+            raise JournalError(f"{error.filename}: {error.strerror}") from None
+        except sqlite3.Error as error:
             hint = "; another scheduler uses it" if "locked" in str(error) else ""
             raise JournalError(f"{folder}: {error}{hint}") from None
 

@@ -13,6 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
+
+N = TypeVar("N", int, float)
 
 KINDS = ("step", "encode", "decode")
 
@@ -37,10 +40,12 @@ class StepTime:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind is one of {', '.join(KINDS)}, not {self.kind!r}")
-        if self.degree < 1 or self.batch < 1 or not (0 < self.seconds < math.inf):
-            raise ValueError(f"degree and batch are at least 1 and seconds positive: {self}")
-        if self.kind != "encode" and (self.width < 1 or self.height < 1):
-            raise ValueError(f"width and height are positive: {self}")
+        sides = ("width", "height") if self.kind != "encode" else ()
+        for name in (*sides, "degree", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+        if not 0 < self.seconds < math.inf:
+            raise ValueError(f"{self.kind}: seconds are positive and finite, not {self.seconds:g}")
 
 
 class Curve:
@@ -213,43 +218,62 @@ def load(path: Path) -> Profile:
     """Read what `save` wrote.
 
     Also a plain CSV with the columns width, height, degree, seconds_per_step and, optionally, batch,
-    text_encode_s, vae_decode_s. Raises ValueError with the line where the file is wrong.
+    text_encode_s, vae_decode_s. Raises ValueError with the file, and the line where one is wrong.
     """
     entries: list[StepTime] = []
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        for line in reader:
-            try:
+        try:
+            for line in reader:
+                if None in line:
+                    raise ValueError("there are more values than columns")
                 entries += _plain(line) if "seconds_per_step" in line else [_own(line)]
-            except KeyError as error:
-                raise ValueError(f"{path}, line {reader.line_num}: there is no column {error}") from None
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
-    return Profile(entries)
+        except (UnicodeDecodeError, csv.Error):
+            raise ValueError(f"{path}: a profile is a CSV file, this is none") from None
+        except ValueError as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+    try:
+        return Profile(entries)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
-def _own(line: dict[str, str]) -> StepTime:
-    integers = {name: int(line[name]) for name in ("width", "height", "degree", "batch")}
+Line = dict[str, str | None]
+"""Values by column; None: the line ends before it."""
+
+
+def _own(line: Line) -> StepTime:
+    width, height, degree, batch = (_number(line, n, int) for n in ("width", "height", "degree", "batch"))
     return StepTime(
-        kind=line["kind"],
-        **integers,
-        seconds=float(line["seconds"]),
-        cv=float(line.get("cv") or 0),
-        basis=line.get("basis") or "measured",
-        source=line.get("source") or "",
+        line.get("kind") or "",
+        width,
+        height,
+        degree,
+        batch,
+        _number(line, "seconds", float),
+        _number(line, "cv", float) if line.get("cv") else 0.0,
+        line.get("basis") or "measured",
+        line.get("source") or "",
     )
 
 
-def _plain(line: dict[str, str]) -> list[StepTime]:
-    width, height = int(line["width"]), int(line["height"])
-    basis, source = line.get("basis") or "published", line.get("source") or ""
-    batch = int(line.get("batch") or 1)
-    step = StepTime(
-        "step", width, height, int(line["degree"]), batch, float(line["seconds_per_step"]), 0.0, basis, source
-    )
-    rows = [step]
+def _plain(line: Line) -> list[StepTime]:
+    width, height, degree = (_number(line, name, int) for name in ("width", "height", "degree"))
+    batch = _number(line, "batch", int) if line.get("batch") else 1
+    told = 0.0, line.get("basis") or "published", line.get("source") or ""
+    rows = [StepTime("step", width, height, degree, batch, _number(line, "seconds_per_step", float), *told)]
     if line.get("text_encode_s"):
-        rows.append(StepTime("encode", 0, 0, 1, 1, float(line["text_encode_s"]), 0.0, basis, source))
+        rows.append(StepTime("encode", 0, 0, 1, 1, _number(line, "text_encode_s", float), *told))
     if line.get("vae_decode_s"):
-        rows.append(StepTime("decode", width, height, 1, 1, float(line["vae_decode_s"]), 0.0, basis, source))
+        rows.append(StepTime("decode", width, height, 1, 1, _number(line, "vae_decode_s", float), *told))
     return rows
+
+
+def _number(line: Line, column: str, kind: type[N]) -> N:
+    text = line.get(column)
+    if not text:
+        raise ValueError(f"{column} is missing")
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{column} is a {'whole ' * (kind is int)}number, not {text!r}") from None

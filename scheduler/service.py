@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import NoReturn
 
 import grpc
 import grpc.aio
@@ -51,7 +52,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 f"{self._queue_limit} requests are outstanding, the most allowed (--queue-limit): try later",
             )
         if driver.admission is not Admission.ACCEPT and request.HasField("deadline") and not driver.ready:
-            await context.abort(Code.UNAVAILABLE, "the cluster is not ready: step times are being measured")
+            await self._unready(context)
         try:
             status = await driver.submit(request, [])
         except Declined as error:
@@ -65,12 +66,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         self, message: scheduler_pb2.QuoteRequest, context: Context
     ) -> scheduler_pb2.QuoteResponse:
         model = await self._model(context)
-        if not self._driver.ready:
-            await context.abort(
-                Code.UNAVAILABLE, "the cluster is not ready: step times are being measured or groups made"
-            )
-        if self._driver.warnings:
-            await context.abort(Code.UNAVAILABLE, "; ".join(self._driver.warnings))
+        if not self._driver.ready or self._driver.warnings:
+            await self._unready(context)
         image = message.image
         image.steps = image.steps or model.default_steps
         try:
@@ -221,6 +218,10 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 Code.UNAVAILABLE, "no executor has joined yet: start one with python -m executor"
             )
         return model
+
+    async def _unready(self, context: Context) -> NoReturn:
+        why = "; ".join(self._driver.warnings) or "step times are being measured or groups made"
+        await context.abort(Code.UNAVAILABLE, f"the cluster is not ready: {why}")
 
     def _live(self, request_id: str, spans: bool = False) -> types_pb2.RequestStatus | None:
         if request_id not in self._driver.entries:

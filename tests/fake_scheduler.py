@@ -33,6 +33,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.refusals: dict[str, list[tuple[grpc.StatusCode, str]]] = defaultdict(list)
         self.received: list[tuple[str, Any]] = []
         self.policy = "cp-sat"
+        self.expected_executors = 0
         self.answered_and_lost = 0
         """Submits to accept and then answer with UNAVAILABLE, as when a connection breaks."""
         self._server: grpc.Server | None = None
@@ -167,6 +168,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         answer = scheduler_pb2.GetClusterResponse(
             policy=self.policy, policies=POLICIES, outstanding=1, queue_limit=9, rounds=7, ready=True
         )
+        answer.expected_executors = self.expected_executors
         answer.model.family, answer.model.name, answer.model.size_multiple = "flux", "tiny", 16
         answer.executors.add(slot=0, address="127.0.0.1:1", node="n", device="cpu", busy_seconds=1.5)
         answer.executors.add(

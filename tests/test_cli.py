@@ -161,6 +161,23 @@ def test_get_shows_or_writes(fake: FakeScheduler, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("expected", "words"), [(0, "2 executors"), (1, "2 executors"), (3, "2 of 3 executors")]
+)
+def test_the_cluster_tells_how_many_executors_are_missing(
+    fake: FakeScheduler, expected: int, words: str
+) -> None:
+    fake.expected_executors = expected
+    assert f"policy cp-sat, {words}," in run("cluster").stdout
+
+
+def test_get_tells_that_a_deadline_is_promised(fake: FakeScheduler) -> None:
+    queue(fake)
+    assert "promised" not in run("get", "mine").stdout
+    fake.statuses["mine"].promised = True
+    assert "8.0s from 03:04:05 UTC, promised" in run("get", "mine").stdout
+
+
 def test_list_cluster_quote_policy_cancel_for_people(fake: FakeScheduler) -> None:
     assert run("list").stdout == "no requests\n"
     queue(fake)
@@ -200,6 +217,8 @@ def test_timeline_draws(fake: FakeScheduler, tmp_path: Path) -> None:
             cli.BAD_ARGUMENT,
             "/nowhere/at/all.png does not exist",
         ),
+        (["timeline", "-o", "x.foo"], cli.BAD_ARGUMENT, "x.foo does not end in .png, .pdf, .svg"),
+        (["timeline", "-o", "x"], cli.BAD_ARGUMENT, "x does not end in .png, .pdf, .svg"),
         (["policy", "set", "luck"], cli.BAD_ARGUMENT, "policy: one of cp-sat"),
         (["policy", "get"], cli.BAD_ARGUMENT, "policy set NAME"),
         (["get", "early", "-o", "x.png"], cli.REFUSED, "request early has no image yet"),

@@ -45,8 +45,9 @@ def test_a_folder_has_one_scheduler(folder):
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(JournalError, match="file"):
+    with pytest.raises(JournalError) as raised:
         Journal(tmp_path / "file" / "data")
+    assert str(raised.value) == f"{tmp_path}/file/data/images: Not a directory"
 
 
 def test_pages_go_from_the_newest_to_the_oldest(folder):

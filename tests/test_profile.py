@@ -99,13 +99,31 @@ def test_a_plain_file_is_read_too(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("width,height,degree,seconds_per_step\n1024,1024,1,fast\n", "line 2.*fast"),
-        ("width,height,degree,seconds_per_step\n1024,1024,1,-1\n", "line 2.*positive"),
-        ("kind,width,height,degree,batch,seconds\nguess,1,1,1,1,1\n", "line 2.*kind"),
-        ("width,height,degree,seconds_per_step\n1024,1024,2,1\n", "degree 1"),
+        (b"1024,1024,1,fast\n", ", line 2: seconds_per_step is a number, not 'fast'"),
+        (b"1024,1024,1,-1\n", ", line 2: step: seconds are positive and finite, not -1"),
+        (b"1024,1024,1,0.5\n1024,0,1,1\n", ", line 3: height is at least 1, not 0"),
+        (b"1024,1024,1.5,1\n", ", line 2: degree is a whole number, not '1.5'"),
+        (b"1024,1024\n", ", line 2: degree is missing"),
+        (b"1024,1024,1,0,5\n", ", line 2: there are more values than columns"),
+        (b"1024,1024,2,1\n", ": a profile needs the time of a step at degree 1 and batch 1"),
+        (b"", ": a profile needs the time of a step at degree 1 and batch 1"),
+        (b"\x89PNG\r\n\x1a\n", ": a profile is a CSV file, this is none"),
+        (b"1024,1024,1," + b"1" * 200_000, ": a profile is a CSV file, this is none"),
     ],
 )
-def test_a_wrong_file_names_its_line(tmp_path, text, says):
-    (tmp_path / "wrong.csv").write_text(text)
-    with pytest.raises(ValueError, match=says):
-        load(tmp_path / "wrong.csv")
+def test_a_wrong_file_is_named_with_its_line(tmp_path, text, says):
+    path = tmp_path / "wrong.csv"
+    path.write_bytes(b"width,height,degree,seconds_per_step\n" + text)
+    with pytest.raises(ValueError, match=r"wrong\.csv") as raised:
+        load(path)
+    assert str(raised.value) == f"{path}{says}"
+
+
+def test_an_empty_file_and_an_unknown_kind_are_named(tmp_path):
+    path = tmp_path / "wrong.csv"
+    path.touch()
+    with pytest.raises(ValueError, match=r"wrong.csv: a profile needs"):
+        load(path)
+    path.write_text("kind,width,height,degree,batch,seconds\nguess,1,1,1,1,1\n")
+    with pytest.raises(ValueError, match=r"wrong.csv, line 2: kind is one of step, encode, decode, not"):
+        load(path)

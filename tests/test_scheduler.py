@@ -2,6 +2,7 @@
 tests with real ones are in test_end_to_end.py.
 """
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,10 +14,18 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from pretend_executor import MODEL, step_times
 
+from scheduler.config import Config
+from scheduler.driver import Driver
+from scheduler.fleet import Fleet
+from scheduler.journal import Journal
+from scheduler.rounds import Rounds
+from scheduler.service import SchedulerService
 from tetriserve import Client, errors
 from tetriserve.local import _free_port
 from tetriserve.types import Stage, Verdict
+from tetriserve.v1 import executor_pb2, scheduler_pb2, types_pb2
 
 PRETEND = str(Path(__file__).with_name("pretend_executor.py"))
 
@@ -258,6 +267,54 @@ def test_without_executors_it_says_so(processes):
             client.submit("a house", "256x256", steps=2)
 
 
+class Aborted(Exception):
+    """A call was refused."""
+
+
+class Context:
+    """What a handler needs of a call's context."""
+
+    async def abort(self, code, words):
+        raise Aborted(f"{code.name}: {words}")
+
+
+def test_once_all_executors_have_left_requests_wait(tmp_path):
+    """In process. What may be asked for is known from those who were there."""
+
+    async def scene():
+        driver = Driver(
+            Rounds(Config()), Fleet(8), Journal(tmp_path), "edf", budget_s=1.0, lease_s=6.0, expect=1
+        )
+        service = SchedulerService(driver, queue_limit=9)
+        registration = executor_pb2.Registration(
+            instance="i", address="a:1", store="a:2", node="n", model=MODEL, step_times=step_times()
+        )
+        executor = driver.fleet.admit(registration, driver.now())
+        driver.joined(executor)
+        driver.lost(executor, "it has left")
+        image = types_pb2.ImageSpec(prompt="a house", width=512, height=512)
+        wanted = scheduler_pb2.SubmitRequest(request=types_pb2.Request(id="r", image=image))
+        answer = await service.Submit(wanted, Context())
+        assert answer.status.stage == types_pb2.STAGE_QUEUED
+        assert answer.status.request.image.steps == MODEL.default_steps
+        wanted.request.image.width = 13
+        with pytest.raises(Aborted, match=r"INVALID_ARGUMENT: image\.width"):
+            await service.Submit(wanted, Context())
+        why = "all executors have left: requests wait until one joins"
+        with pytest.raises(Aborted, match=f"UNAVAILABLE: the cluster is not ready: {why}"):
+            await service.Quote(scheduler_pb2.QuoteRequest(image=image), Context())
+        cluster = await service.GetCluster(scheduler_pb2.GetClusterRequest(), Context())
+        assert list(cluster.warnings) == [why]
+        # Another model may follow; what waits goes on with whoever joins.
+        registration.model.fingerprint = "another"
+        driver.joined(driver.fleet.admit(registration, driver.now()))
+        assert driver.ready
+        assert driver.fleet.model.fingerprint == "another"
+        await driver.close()
+
+    asyncio.run(scene())
+
+
 def test_an_executor_that_dies_takes_no_request_with_it(processes, client):
     processes.scheduler("--expect", "2")
     survivor, victim = processes.executor(), processes.executor()
@@ -342,7 +399,7 @@ def test_no_torch_in_the_scheduler(processes, client):
         (["--node-size", "3"], "power of two"),
         (["--data-dir", "/proc/none"], "/proc/none"),
         (["--profile", "/no/such/file"], "/no/such/file"),
-        (["--profile", __file__], "there is no column 'width'"),
+        (["--profile", __file__], "width is missing"),
     ],
 )
 def test_bad_options_get_a_clear_error(tmp_path, words, says):

@@ -298,14 +298,17 @@ def policy(change: tuple[str, ...], scheduler: str, as_json: bool) -> None:
     "-o",
     "--output",
     type=click.Path(dir_okay=False, writable=True),
-    help="[default: timeline.png, or none with --json]",
+    help="A PNG, PDF or SVG file, by its ending. [default: timeline.png, or none with --json]",
 )
 @click.option("--last", type=click.IntRange(min=1), default=50, show_default=True, help="Requests to draw.")
 @common
 def timeline(output: str | None, last: int, scheduler: str, as_json: bool) -> None:
     """Draw which request ran on which GPUs, and when."""
-    from tetriserve.timeline import courses, draw  # matplotlib takes its time
+    from tetriserve.timeline import ENDINGS, courses, draw  # matplotlib takes its time
 
+    _check_output(output)
+    if output and Path(output).suffix.lower() not in ENDINGS:
+        raise click.BadParameter(f"{output} does not end in {', '.join(ENDINGS)}.", param_hint="--output")
     with Client(scheduler, patience=_PATIENCE) as client:
         statuses = [client.get(status.id) for status in client.list(limit=last)]
         gpus = 1 + max((executor.slot for executor in client.cluster().executors), default=0)
@@ -313,7 +316,6 @@ def timeline(output: str | None, last: int, scheduler: str, as_json: bool) -> No
         _print([status_json(status, spans=True) for status in statuses])
     if output or not as_json:
         path = output or "timeline.png"
-        _check_output(path)
         try:
             used = [slot for status in statuses for span in status.spans for slot in span.slots]
             draw(courses(statuses), path, gpus=max([gpus, *(slot + 1 for slot in used)]))

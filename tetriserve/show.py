@@ -98,7 +98,9 @@ def request_details(status: RequestStatus) -> RenderableType:
         table.add_row("degrees", ">".join(map(str, status.degrees)))
     if request.deadline is not None:
         table.add_row(
-            "deadline", f"{show_duration(request.deadline)} from {status.submitted_at:%H:%M:%S} UTC"
+            "deadline",
+            f"{show_duration(request.deadline)} from {status.submitted_at:%H:%M:%S} UTC"
+            + (", promised" if status.promised else ""),
         )
     table.add_row("verdict", deadline_text(status, left))
     if status.latency is not None:
@@ -113,10 +115,11 @@ def request_details(status: RequestStatus) -> RenderableType:
 
 def cluster_view(cluster: Cluster, target: str) -> RenderableType:
     """The executors, what each runs, the policy and the queue."""
-    expected = f" of {cluster.expected_executors}" if cluster.expected_executors else ""
+    here = len(cluster.executors)
+    expected = f" of {cluster.expected_executors}" if here < cluster.expected_executors else ""
     facts = [
         f"{target}: {'ready' if cluster.ready else 'not ready'}, policy {cluster.policy},"
-        f" {len(cluster.executors)}{expected} executors,"
+        f" {here}{expected} executors,"
         f" {cluster.outstanding} of at most {cluster.queue_limit} requests outstanding,"
         f" {cluster.rounds} rounds"
     ]

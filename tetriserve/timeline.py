@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Colour = tuple[float, float, float]
 
+ENDINGS = (".png", ".pdf", ".svg")
+
 ON_TIME, LATE, OPEN = "#1a7f37", "#c62828", "#57606a"
 _HATCHES = {Stage.ENCODING: "/////", Stage.DECODING: "....."}
 _MOST_ROWS = 80  # more requests than this leave no readable row each
@@ -105,7 +107,7 @@ def draw(
     title: str = "",
     window: tuple[float, float] | None = None,
 ) -> None:
-    """Write the picture of `courses` to `path` (PNG, PDF or SVG, by its ending).
+    """Write the picture of `courses` to `path` (see ENDINGS).
 
     Above, GPUs x time: one colour a request, as high as its group is wide; requests of a batch share that
     height. Below, one row a

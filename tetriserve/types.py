@@ -61,11 +61,11 @@ class ImageSpec:
     guidance: float | None = None
     """None: the model's default."""
     negative_prompt: str = ""
+    """What not to draw."""
     lora: str = ""
     """Name of a LoRA adapter; empty: none."""
     lora_scale: float = 1.0
     """How much of it is added."""
-    """What not to draw."""
 
 
 @dataclass(frozen=True, slots=True)
