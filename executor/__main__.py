@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from executor.config import ATTENTIONS, DTYPES, Config, cache_folder, node_name
+from executor.config import ATTENTIONS, COMPILE_MODES, DTYPES, Config, cache_folder, node_name
 from executor.options import NumberList, RoleList, SizeList
 from executor.profile_command import profile
 from executor.roles import ROLES
@@ -74,6 +74,19 @@ def _given(ctx: click.Context, name: str) -> bool:
     default="sdpa",
     show_envvar=True,
     help="Attention kernel: sdpa works everywhere, math is slow and exact, the others need a GPU.",
+)
+@click.option(
+    "--compile",
+    "compile_mode",
+    metavar="[MODE]",
+    type=click.Choice(COMPILE_MODES),
+    is_flag=False,
+    flag_value="default",
+    show_envvar=True,
+    show_default="off",
+    help="Compile the transformer with torch.compile: default, reduce-overhead (CUDA graphs; on a CPU just "
+    "as default) or max-autotune. Takes minutes at the start, on a CPU a C++ compiler, and no --lora-dir. "
+    "The same for all executors of a cluster.",
 )
 @click.option(
     "--listen",
@@ -208,6 +221,7 @@ def main(
     model: Path | None,
     dtype: str | None,
     attention: str,
+    compile_mode: str | None,
     listen: str,
     advertise: str,
     node: str,
@@ -262,6 +276,7 @@ def main(
             decoding_tile=vae_tile,
             step_cache=step_cache,
             attention=attention,
+            compile_mode=compile_mode,
             lora_dir=lora_dir,
             lora_cache=lora_cache << 20,
         )

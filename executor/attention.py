@@ -2,7 +2,8 @@
 
 `use_group` points attention at a step's group and shard; `attend` is what a model's attention layers
 call. Each member ends with the exact attention over the whole sequence: padding is cut from the keys
-before any kernel sees it, so that no kernel needs a mask.
+before any kernel sees it, so that no kernel needs a mask. Graphs of compiled models end before `attend`,
+which reads what `use_group` has set.
 """
 
 from __future__ import annotations
@@ -194,6 +195,7 @@ def use_group(group: Group, shard: Shard, heads: int) -> None:
     _settings.before_image = images.text_slice.stop - images.text_slice.start
 
 
+@torch.compiler.disable
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Attention of this member's tokens over all tokens of the group's sequence.
 
@@ -206,6 +208,7 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
     return _attend(query, key, value, _settings.tokens)
 
 
+@torch.compiler.disable
 def attend_image(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Attention of this member's image tokens over all image tokens of the group's sequence.
 

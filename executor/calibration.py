@@ -98,6 +98,15 @@ class Calibration:
                     log.warning(f"no memory for {wish.title}")
         if known.issuperset(wishes):
             self._warm_up(alone_group)
+        if self._pipeline.compile_mode is not None:
+            self._compile(alone_group, [wish for wish in wishes if wish.kind == "step" and wish in known])
+
+    def _compile(self, alone_group: Group, wishes: Iterable[Wish]) -> None:
+        """Compile what a measurement would have compiled: before the executor is ready, not in an order."""
+        for wish in wishes:
+            log.info(f"compiling for {wish.title}")
+            for _ in range(2):  # CUDA graphs are recorded at the second
+                profiler.warm_up(self._pipeline, alone_group, (wish.width, wish.height), wish.batch)
 
     def known(self) -> list[pb.StepTime]:
         """All that has been measured, at any degree."""

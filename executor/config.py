@@ -15,6 +15,8 @@ SMALLEST_TILE = 128
 DTYPES = ("float32", "bfloat16")
 # Attention kernels; which of them work depends on the device and on what is installed.
 ATTENTIONS = ("sdpa", "math", "cudnn", "efficient", "flash", "flash3", "flash4")
+# Of torch.compile.
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Config:
     attention: str = "sdpa"
     lora_dir: Path | None = None
     lora_cache: int = 1 << 30
+    compile_mode: str | None = None
 
     def __post_init__(self) -> None:
         host_port(self.scheduler, "--scheduler")
@@ -58,6 +61,11 @@ class Config:
             raise ValueError(f"--attention: expected one of {', '.join(ATTENTIONS)}, not {self.attention!r}")
         if self.threads < 1:
             raise ValueError(f"--threads: expected 1 or more, not {self.threads}")
+        if self.compile_mode is not None and self.compile_mode not in COMPILE_MODES:
+            expected = ", ".join(COMPILE_MODES)
+            raise ValueError(f"--compile: expected one of {expected}, not {self.compile_mode!r}")
+        if self.compile_mode is not None and self.lora_dir is not None:
+            raise ValueError("--compile: not together with --lora-dir; adapters change layers step by step")
         check_model(self.model)
         if self.decoding_tile and self.decoding_tile < SMALLEST_TILE:
             raise ValueError(

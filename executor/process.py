@@ -58,7 +58,7 @@ def run(config: Config) -> None:
     folder = config.model or checkpoint(config.cache)
     log.info("loading model", folder=folder, device=device, dtype=config.dtype)
     dtype = pipelines.DTYPES[config.dtype]
-    pipeline = pipelines.load(folder, device, dtype, config.roles, config.attention)
+    pipeline = pipelines.load(folder, device, dtype, config.roles, config.attention, config.compile_mode)
     pipeline.decoding_tile = config.decoding_tile
     pipeline.step_cache = config.step_cache
     if config.lora_dir is not None:

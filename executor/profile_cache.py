@@ -35,6 +35,7 @@ class Key:
         threads: that torch computes with.
         versions: of the libraries that compute.
         attention: the attention kernel.
+        compile_mode: of torch.compile; None: not compiled.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Key:
     threads: int
     versions: tuple[str, ...]
     attention: str = "sdpa"
+    compile_mode: str | None = None
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Key:
@@ -54,6 +56,7 @@ class Key:
             threads=torch.get_num_threads(),
             versions=tuple(f"{library} {version(library)}" for library in _LIBRARIES),
             attention=attention.backend(),
+            compile_mode=pipeline.compile_mode,
         )
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from executor.config import ATTENTIONS, DTYPES, cache_folder, check_device, check_model
+from executor.config import ATTENTIONS, COMPILE_MODES, DTYPES, cache_folder, check_device, check_model
 from executor.options import NumberList, SizeList
 from tetriserve import logs
 
@@ -54,6 +54,17 @@ class LinkSpeed(click.ParamType[tuple[str, float, float]]):
     help="Precision of weights and latents.",
 )
 @click.option("--attention", type=click.Choice(ATTENTIONS), default="sdpa", help="Attention kernel.")
+@click.option(
+    "--compile",
+    "compile_mode",
+    metavar="[MODE]",
+    type=click.Choice(COMPILE_MODES),
+    is_flag=False,
+    flag_value="default",
+    show_default="off",
+    help="Compile the transformer: default, reduce-overhead (CUDA graphs; on a CPU just as default) or "
+    "max-autotune.",
+)
 @click.option("--threads", type=click.IntRange(min=1), default=1, help="CPU threads of each process.")
 @click.option("--sizes", type=SizeList(), default="256x256,512x512", help="Picture sizes, in pixels.")
 @click.option("--degrees", type=NumberList(), default="1", help="Degrees of sequence parallelism.")
@@ -79,6 +90,7 @@ def profile(
     device: str,
     dtype: str | None,
     attention: str,
+    compile_mode: str | None,
     threads: int,
     sizes: list[tuple[int, int]],
     degrees: list[int],
@@ -114,7 +126,7 @@ def profile(
             raise ValueError(f"--output: there is no folder {output.absolute().parent}")
         dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
         _run(
-            (model, device, dtype, threads, attention),
+            (model, device, dtype, threads, attention, compile_mode),
             (sizes, degrees, batches, stages),
             (warm_up, repeats),
             link if share else None,
@@ -129,7 +141,7 @@ def profile(
 
 
 def _run(
-    where: tuple[Path | None, str, str, int, str],
+    where: tuple[Path | None, str, str, int, str, str | None],
     what: tuple[list[tuple[int, int]], list[int], list[int], bool],
     effort: tuple[int, int],
     link: tuple[str, float, float] | None,
@@ -146,7 +158,7 @@ def _run(
     from executor.profiler import Effort, Link
     from executor.survey import Gone, Members, Setup, Skipped, survey, wishes
 
-    model, device, dtype, threads, attention = where
+    model, device, dtype, threads, attention, compile_mode = where
     sizes, degrees, batches, stages = what
     warm_up, repeats = effort
     members = 1 if link else max(degrees)
@@ -159,7 +171,7 @@ def _run(
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("loading the model", total=len(wanted))
         folder = model or checkpoint(cache_folder())
-        setup = Setup(folder, device, dtype, threads, attention)
+        setup = Setup(folder, device, dtype, threads, attention, compile_mode)
         pipeline = setup.load()
         for width, height in sizes:
             pipeline.check_size(width, height)

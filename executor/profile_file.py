@@ -74,6 +74,7 @@ def provenance(model: str, key: Key) -> str:
             key.device,
             key.dtype.removeprefix("torch."),
             f"attention {key.attention}",
+            *([f"compiled ({key.compile_mode})"] if key.compile_mode else []),
             *([threads] if not key.device.startswith("NVIDIA") else []),
             *key.versions,
             time.strftime("%Y-%m-%d", time.gmtime()),

@@ -180,14 +180,15 @@ def measure_decoding(pipeline: Pipeline, sizes: Sequence[Size], effort: Effort =
     return rows
 
 
-def warm_up(pipeline: Pipeline, group: Group) -> list[State]:
-    """One step of a small picture, of a size that all executors with this model choose; returns its state.
+def warm_up(pipeline: Pipeline, group: Group, size: Size | None = None, batch: int = 1) -> list[State]:
+    """One step of a batch of pictures; returns their states. By default it is a single small picture, of a
+    size that all executors with this model choose.
 
     It makes what the first step of a group makes: communicators and the split that attention needs.
     """
     multiple, most = pipeline.limits.size_multiple, pipeline.limits.max_side
     side = min(-(-_SMALL // multiple) * multiple, most)
-    states = pipeline.step(_states(pipeline, (side, side), 1), group)
+    states = pipeline.step(_states(pipeline, size or (side, side), batch), group)
     if pipeline.device.type == "cuda":
         torch.cuda.synchronize(pipeline.device)
         group.check()

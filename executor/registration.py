@@ -69,6 +69,8 @@ def model_info(pipeline: Pipeline, folder: Path) -> scheduler_pb2.ModelInfo:
     limits, loras = pipeline.limits, pipeline.adapters
     # All that decides the picture, besides the weights and the request.
     kind = f"{pipeline.fingerprint} {loras.digest if loras else ''} {pipeline.step_cache}"
+    if pipeline.compile_mode:
+        kind += f" {pipeline.compile_mode}"
     return scheduler_pb2.ModelInfo(
         family=pipeline.family,
         name=folder.resolve().name,

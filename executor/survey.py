@@ -50,6 +50,7 @@ class Setup:
     dtype: str
     threads: int = 1
     attention: str = "sdpa"
+    compile_mode: str | None = None
 
     def of_member(self, rank: int) -> Setup:
         """The same for another member."""
@@ -63,7 +64,10 @@ class Setup:
         device = torch.device("cuda:0" if self.device == "cuda" else self.device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        return pipelines.load(self.folder, device, pipelines.DTYPES[self.dtype], attention=self.attention)
+        dtype = pipelines.DTYPES[self.dtype]
+        return pipelines.load(
+            self.folder, device, dtype, attention=self.attention, compile_mode=self.compile_mode
+        )
 
 
 def wishes(

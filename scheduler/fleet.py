@@ -62,7 +62,7 @@ class Fleet:
             raise Refused(
                 f"this cluster serves {self.model.name} ({self.model.fingerprint}), not "
                 f"{registration.model.name} ({registration.model.fingerprint}): start all with one model and "
-                "the same --cache, --dtype, --lora-dir and --vae-tile"
+                "the same --cache, --compile, --dtype, --lora-dir and --vae-tile"
             )
         messages.roles(registration)
         slot = self._slot_for(registration)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from executor import quiet  # noqa: F401
+from executor import compiling, quiet  # noqa: F401
 from executor.attention import use_backend
 from executor.pipelines import flux, pixart, sd3  # noqa: F401  (register the families)
 from executor.pipelines.base import Limits, Loader, ModelError, Pipeline, loader_for, register
 from executor.pipelines.checkpoint import read_index
-from executor.roles import EVERY_ROLE
+from executor.roles import DENOISE, EVERY_ROLE
 
 __all__ = ["DTYPES", "Limits", "Loader", "ModelError", "Pipeline", "load", "register"]
 
@@ -24,6 +24,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     roles: frozenset[str] = EVERY_ROLE,
     attention: str = "sdpa",
+    compile_mode: str | None = None,
 ) -> Pipeline:
     """Load an ordinary diffusers checkpoint folder.
 
@@ -33,12 +34,15 @@ def load(
         dtype: of the weights, e.g. torch.bfloat16 for FLUX.1-dev on a GPU.
         roles: what it is for; models that no role needs are not loaded.
         attention: the kernel, one of `executor.config.ATTENTIONS`; for all models of this process.
+        compile_mode: compile the transformer, one of `executor.config.COMPILE_MODES`; None: do not.
 
     Raises:
         ModelError: the folder is missing, incomplete or corrupt, or of a family that is not known.
-        ValueError: the attention kernel does not work on this device.
+        ValueError: the attention kernel or the compiler does not work on this device.
     """
     use_backend(attention, device, dtype)
+    if compile_mode is not None and DENOISE in roles:
+        compiling.check(compile_mode, device)
     folder = Path(path)
     index = read_index(folder)
     loader = loader_for(str(index["_class_name"]))
@@ -49,4 +53,6 @@ def load(
     except (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ImportError) as error:
         raise ModelError(f"cannot load {folder}: {error}") from error
     pipeline.roles = roles
+    if compile_mode is not None:
+        pipeline.compile(compile_mode)
     return pipeline

@@ -62,6 +62,7 @@ class Pipeline(ABC):
         decoding_tile: in pixels; pictures with a longer side are decoded in tiles of it. 0: none are.
         step_cache: in the middle of a request only each of so many steps is computed, and the others use its
             output again (`tetriserve.step_cache`). 1: all are computed.
+        compile_mode: of torch.compile, which the transformer is compiled with; None: it is not.
         adapters: LoRA adapters that requests can name; None: there are none.
     """
 
@@ -73,6 +74,7 @@ class Pipeline(ABC):
     dtype: torch.dtype
     decoding_tile: int = 0
     step_cache: int = 1
+    compile_mode: str | None = None
     adapters: Adapters | None = None
 
     @property
@@ -206,6 +208,10 @@ class Pipeline(ABC):
         Raises:
             AdapterError: one of them cannot be used, or the family has none.
         """
+
+    @abstractmethod
+    def compile(self, mode: str) -> None:
+        """Compile the transformer, at its first steps; not together with adapters."""
 
     @abstractmethod
     def step(self, states: Sequence[State], group: Group) -> list[State]:

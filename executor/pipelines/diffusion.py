@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from executor import attention
+from executor import attention, compiling
 from executor.adapters import Adapters
 from executor.groups import Group
 from executor.image import ImageSpec
@@ -109,7 +109,16 @@ class DiffusionPipeline(Pipeline):
         """The latent before the first step, of `latent_shape`."""
 
     def load_adapters(self, folder: Path, limit: int) -> None:
+        if self.compile_mode is not None:
+            # Their hooks change layers from step to step, which a graph would not see.
+            raise ValueError("--compile: not together with --lora-dir")
         self.adapters = Adapters(self._parts, folder, self.device, self.dtype, limit)
+
+    def compile(self, mode: str) -> None:
+        if self.adapters is not None:
+            raise ValueError("--compile: not together with --lora-dir")
+        compiling.compile_blocks(self._transformer, mode)
+        self.compile_mode = mode
 
     @torch.inference_mode()
     def step(self, states: Sequence[State], group: Group) -> list[State]:
@@ -134,6 +143,8 @@ class DiffusionPipeline(Pipeline):
         attention.use_group(group, shard, self.heads)
         if self.adapters is not None:
             self.adapters.use(image.lora, image.lora_scale)
+        if self.compile_mode is not None:
+            compiling.begin_step()
         mine = self.predict(guidance.passes(states), shard)
         outputs = shard.gather_image(mine, group.pg if group.degree > 1 else None)
         scales = [self.guidance(state.image) or 0.0 for state in states]
