@@ -92,7 +92,8 @@ class Groups:
             meeting: what they meet for, the order's id; the same on all members and used once.
             timeout_s: how long to wait for members that have not come; long enough for the orders that
                 they still have before them.
-            check: the leader calls it while it waits; by raising CalledOff it calls the meeting off.
+            check: every member calls it before it comes, the leader while it waits, too; by raising CalledOff
+                it calls the meeting off.
 
         Raises:
             CalledOff: by one of the members; the group stays as it is.
@@ -108,6 +109,8 @@ class Groups:
         self._close_ended()
         group = self._enter(Group(epoch, members, addresses.index(self.store_address), self._world))
         if group.degree > 1:
+            # What `reset` ends is marked before: either the group was there for it to abort, or it shows now.
+            check()
             try:
                 with group._faults():
                     store = self._store_of(members)
