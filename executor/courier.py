@@ -16,6 +16,7 @@ from PIL import Image
 
 from executor.jobs import Job
 from executor.link import UploadFailed
+from executor.post import Post
 from tetriserve.logs import Logger
 from tetriserve.transport import CHANNEL_OPTIONS
 from tetriserve.v1 import executor_pb2 as pb
@@ -29,7 +30,8 @@ log = Logger("executor.courier")
 class Courier:
     """Carries states, images, checkpoints and previews."""
 
-    def __init__(self) -> None:
+    def __init__(self, post: Post) -> None:
+        self._post = post
         self._loop = asyncio.get_running_loop()
         self._peers: dict[str, grpc.aio.Channel] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -46,15 +48,15 @@ class Courier:
 
     def image(self, job: Job, image: Image.Image, done: pb.OrderDone) -> None:
         """Upload the finished picture as a PNG, then report the order as done."""
-        self._loop.call_soon_threadsafe(self._spawn, self._image(job, image, done))
+        self._post.call(self._spawn, self._image(job, image, done))
 
     def checkpoint(self, job: Job, request_id: str, step: int, pack: Callable[[], bytes]) -> None:
         """Upload a latent after `step` steps, unless a newer one of the request comes first."""
-        self._loop.call_soon_threadsafe(self._queue_checkpoint, job, request_id, step, pack)
+        self._post.call(self._queue_checkpoint, job, request_id, step, pack)
 
     def preview(self, job: Job, request_id: str, step: int, draw: Callable[[], Image.Image | None]) -> None:
         """Upload a preview after `step` steps, unless a newer one of the request comes first."""
-        self._loop.call_soon_threadsafe(self._queue_preview, job, request_id, step, draw)
+        self._post.call(self._queue_preview, job, request_id, step, draw)
 
     def forget(self, request_id: str) -> None:
         """Do not send the request's checkpoint or preview any more. Event loop only."""

@@ -15,6 +15,7 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
+from executor.post import Post
 from tetriserve.logs import Logger
 from tetriserve.transport import CHANNEL_OPTIONS, CHUNK_BYTES
 from tetriserve.v1 import executor_pb2 as pb
@@ -33,6 +34,8 @@ REFUSALS = {
     grpc.StatusCode.UNAUTHENTICATED,
 }
 
+JoinCall = grpc.aio.StreamStreamCall[pb.JoinRequest, pb.JoinResponse]
+
 log = Logger("executor.link")
 
 
@@ -47,12 +50,12 @@ class UploadFailed(Exception):
 class Session:
     """One registration: what is reported after its end goes nowhere."""
 
-    def __init__(self, registration: pb.Registration, fleet: rpc.FleetServiceStub) -> None:
+    def __init__(self, registration: pb.Registration, fleet: rpc.FleetServiceStub, post: Post) -> None:
         self.slot = -1
         self.term = ""  # tells this scheduler's orders from those of one before a restart
         self.ended = False
         self._fleet = fleet
-        self._loop = asyncio.get_running_loop()
+        self._post = post
         self._reports: asyncio.Queue[pb.JoinRequest | None] = asyncio.Queue()
         self._reports.put_nowait(pb.JoinRequest(registration=registration))
 
@@ -63,11 +66,12 @@ class Session:
 
     def report(self, report: pb.JoinRequest) -> None:
         """Send a report, in the order of the calls; from any thread."""
-        self._put(report)
+        if not self.ended:
+            self._post.call(self._reports.put_nowait, report)
 
     def finish(self) -> None:
         """Half-close the stream once all reports are sent; from any thread."""
-        self._put(None)
+        self._post.call(self._reports.put_nowait, None)
 
     async def upload(self, header: pb.UploadHeader, data: bytes) -> None:
         """Bring an image or a checkpoint to the scheduler.
@@ -85,15 +89,13 @@ class Session:
         except grpc.aio.AioRpcError as error:
             raise UploadFailed(f"{error.code().name}: {error.details()}") from None
 
-    async def reports(self) -> AsyncIterator[pb.JoinRequest]:
-        """What is to be sent, until `finish`."""
-        while (report := await self._reports.get()) is not None:
-            yield report
-
-    def _put(self, report: pb.JoinRequest | None) -> None:
-        # The loop may be closed already by the time the device thread has its last word.
-        if not self.ended and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._reports.put_nowait, report)
+    async def send(self, stream: JoinCall) -> None:
+        """Send what is reported, until `finish` or until the stream has ended."""
+        # Why it has ended is told to who reads from it.
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while (report := await self._reports.get()) is not None:
+                await stream.write(report)
+            await stream.done_writing()
 
 
 class Handler(Protocol):
@@ -115,10 +117,13 @@ class Link:
     `registration` is asked for at each registration: what the executor holds and has measured changes.
     """
 
-    def __init__(self, scheduler: str, registration: Callable[[], pb.Registration], handler: Handler) -> None:
+    def __init__(
+        self, scheduler: str, registration: Callable[[], pb.Registration], handler: Handler, post: Post
+    ) -> None:
         self._scheduler = scheduler
         self._registration = registration
         self._handler = handler
+        self._post = post
         self._session: Session | None = None
         self._closing = asyncio.Event()
 
@@ -128,7 +133,7 @@ class Link:
         async with grpc.aio.insecure_channel(self._scheduler, CHANNEL_OPTIONS) as channel:
             fleet = rpc.FleetServiceStub(channel)
             while not self._closing.is_set():
-                session = self._session = Session(self._registration(), fleet)
+                session = self._session = Session(self._registration(), fleet, self._post)
                 trouble = await self._attend(session, fleet)
                 if self._closing.is_set():
                     return
@@ -150,16 +155,17 @@ class Link:
 
     async def _attend(self, session: Session, fleet: rpc.FleetServiceStub) -> str:
         """One session, from the registration to the stream's end; returns why it has ended."""
-        call = fleet.Join(session.reports())
-        heartbeat: asyncio.Task[None] | None = None
+        stream: JoinCall = fleet.Join()
+        # Not given to gRPC as an iterator: it would wait for the next report for ever, also after the end.
+        tasks = [asyncio.create_task(session.send(stream))]
         try:
-            async for command in call:
+            async for command in stream:
                 if session.welcome:
                     self._handler.command(session, command)
                 elif command.HasField("welcome"):
                     session.slot, session.term = command.welcome.slot, command.welcome.term
                     lease = command.welcome.lease.ToTimedelta().total_seconds()
-                    heartbeat = asyncio.create_task(_heartbeat(session, lease / HEARTBEATS_PER_LEASE))
+                    tasks.append(asyncio.create_task(_heartbeat(session, lease / HEARTBEATS_PER_LEASE)))
                     log.info(f"ready as slot {session.slot}", scheduler=self._scheduler, lease_s=lease)
                     self._handler.joined(session)
             return "it closed the stream"
@@ -169,9 +175,9 @@ class Link:
                 raise Refused(trouble) from None
             return trouble
         finally:
-            call.cancel()
-            if heartbeat is not None:
-                heartbeat.cancel()
+            stream.cancel()
+            for task in tasks:
+                task.cancel()
             session.ended = True
             if session.welcome:
                 self._handler.parted(session)

@@ -24,6 +24,7 @@ from executor.jobs import Jobs
 from executor.latents import Store
 from executor.link import Link
 from executor.pipelines import Pipeline
+from executor.post import Post
 from executor.registration import introduction
 from executor.runner import Runner
 from executor.service import Agent, StateService
@@ -36,7 +37,7 @@ from tetriserve.v1 import executor_pb2_grpc as rpc
 SERVICE = executor_pb2.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 LOOK_S = 0.2
 # After the grace: for a lost group to fail, for uploads, for the scheduler to end the stream.
-ABANDON_S, FLUSH_S, PART_S = 1.5, 2.0, 1.0
+ABANDON_S, FLUSH_S, PART_S = 1.5, 2.0, 3.0
 
 log = Logger("executor")
 
@@ -80,7 +81,8 @@ def run(config: Config) -> None:
 async def _serve(
     config: Config, folder: Path, pipeline: Pipeline, calibration: Calibration, groups: Groups
 ) -> None:
-    store, jobs, courier = Store(), Jobs(), Courier()
+    store, jobs, post = Store(), Jobs(), Post()
+    courier = Courier(post)
     states = StateService(store, jobs)
     checks = health.aio.HealthServicer()  # type: ignore[attr-defined]
     server = grpc.aio.server(interceptors=[Guard()], options=SERVER_OPTIONS)
@@ -104,7 +106,7 @@ async def _serve(
         node=config.node,
         island=config.island,
     )
-    link = Link(config.scheduler, introduce, agent)
+    link = Link(config.scheduler, introduce, agent, post)
     log.info("listening", address=address, store=groups.store_address)
 
     told = _signals()
@@ -122,6 +124,7 @@ async def _serve(
             log.warning("the running order takes too long: its group is aborted")
             agent.abandon()
             await _ended(runner, ABANDON_S)
+        await post.flush()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(courier.flush(), FLUSH_S)
         link.close()
