@@ -7,7 +7,15 @@ from pathlib import Path
 
 import click
 
-from executor.config import ATTENTIONS, COMPILE_MODES, DTYPES, Config, cache_folder, node_name
+from executor.config import (
+    ATTENTIONS,
+    COMPILE_MODES,
+    DTYPES,
+    Config,
+    cache_folder,
+    check_addresses,
+    node_name,
+)
 from executor.options import NumberList, RoleList, SizeList
 from executor.profile_command import profile
 from executor.roles import ROLES
@@ -280,6 +288,7 @@ def main(
             lora_dir=lora_dir,
             lora_cache=lora_cache << 20,
         )
+        check_addresses(config)
         _run(config)
     except KeyboardInterrupt:
         log.info("stopped before it was ready")

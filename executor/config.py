@@ -78,6 +78,18 @@ class Config:
         return self.advertise or host_port(self.listen, "--listen", free_port=True)[0]
 
 
+def check_addresses(config: Config) -> None:
+    """ValueError, naming the option, where this host cannot listen at an address of its configuration."""
+    host, port = host_port(config.listen, "--listen", free_port=True)
+    for option, address, number in (("--listen", host, port), ("--advertise", config.advertise, 0)):
+        try:
+            if address:
+                _bind(address, number)
+        except OSError as error:
+            why = error.strerror or error
+            raise ValueError(f"{option}: cannot listen at {address}, port {number}: {why}") from None
+
+
 def check_device(device: str) -> None:
     """ValueError where it can be no device."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
@@ -106,3 +118,13 @@ def _is_wildcard(host: str) -> bool:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return False
+
+
+def _bind(host: str, port: int) -> None:
+    """OSError where nothing can listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        # As servers do: what an earlier one has left behind is no hindrance.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1)

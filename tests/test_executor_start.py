@@ -1,10 +1,12 @@
 """How an executor starts: its command line, the built-in model, and its link to the scheduler."""
 
 import asyncio
+import contextlib
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +20,7 @@ from executor import __main__ as command
 from executor import builtin
 from executor.link import Link, Refused, Session
 from executor.once import alone
+from executor.post import Post
 from tetriserve.transport import host_port
 from tetriserve.v1 import executor_pb2 as pb
 
@@ -45,6 +48,10 @@ def fleet() -> Iterator[FakeFleet]:
         (["--scheduler", "host:0"], "--scheduler: the port is a number up to 65535"),
         (["--listen", "127.0.0.1:99999"], "--listen: the port is a number up to 65535"),
         (["--listen", "0.0.0.0:7000"], "--advertise: say by which address peers reach this host"),
+        (["--advertise", "bogus.invalid"], "--advertise: cannot listen at bogus.invalid"),
+        (["--advertise", "192.0.2.1"], "--advertise: cannot listen at 192.0.2.1"),
+        (["--listen", "bogus.invalid:0"], "--listen: cannot listen at bogus.invalid"),
+        (["--roles", "denoise,encode,denoise"], "expected each role once, not denoise again"),
         (["--device", "tpu"], "--device: expected cpu or cuda:N, not 'tpu'"),
         (["--device", "cuda:99"], "--device: there is no cuda:99"),
         (["--dtype", "int8"], "'int8' is not one of"),
@@ -60,6 +67,15 @@ def test_bad_settings_are_named(words: list[str], message: str):
     assert result.exit_code in (1, 2)
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_port_that_is_taken_is_named_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(command, "_run", lambda _: pytest.fail("it went on"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(command.main, ["--listen", f"127.0.0.1:{port}"])
+    assert result.exit_code == 1
+    assert f"--listen: cannot listen at 127.0.0.1, port {port}: Address already in use" in result.output
 
 
 def test_a_bad_model_folder_is_named(tmp_path: Path):
@@ -154,10 +170,22 @@ async def until(look) -> None:
             await asyncio.sleep(0.01)
 
 
+@contextlib.contextmanager
+def linked(address: str, handler: Handler) -> Iterator[tuple[Link, Post]]:
+    post = Post()
+    yield Link(address, lambda: REGISTRATION, handler, post), post
+    post.close()
+
+
 def test_a_refused_executor_gives_up(fleet: FakeFleet):
     fleet.refusal = "this cluster serves another model"
+
+    async def scenario() -> None:
+        with linked(fleet.address, Handler()) as (link, _):
+            await link.run()
+
     with pytest.raises(Refused, match="another model"):
-        asyncio.run(Link(fleet.address, lambda: REGISTRATION, Handler()).run())
+        asyncio.run(scenario())
 
 
 def test_the_link_finds_a_scheduler_that_starts_later_and_one_that_restarts():
@@ -165,20 +193,21 @@ def test_the_link_finds_a_scheduler_that_starts_later_and_one_that_restarts():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
 
-    async def scenario() -> None:
-        handler = Handler()
-        link = Link(f"127.0.0.1:{port}", lambda: REGISTRATION, handler)
+    async def scenario(link: Link, handler: Handler) -> None:
         running = asyncio.create_task(link.run())
         await asyncio.sleep(0.3)
         first = await asyncio.to_thread(FakeFleet, port, "first")
         await until(lambda: len(handler.sessions) == 1)
         first.send([0], release=pb.Release(request_id="r"))
         await until(lambda: handler.commands)
+        tasks = len(asyncio.all_tasks())
         await asyncio.to_thread(first.stop)
         await until(lambda: handler.parted_sessions)
         second = await asyncio.to_thread(FakeFleet, port, "second")
         await until(lambda: len(handler.sessions) == 2)
         assert [s.term for s in handler.sessions] == ["first", "second"]
+        # Nothing is left that waits for what the first session would have to say.
+        await until(lambda: len(asyncio.all_tasks()) <= tasks)
         # What belongs to the first session does not reach the second scheduler.
         handler.sessions[0].report(pb.JoinRequest(step_done=pb.StepDone(order_id=1)))
         handler.sessions[1].report(pb.JoinRequest(step_done=pb.StepDone(order_id=2)))
@@ -187,7 +216,31 @@ def test_the_link_finds_a_scheduler_that_starts_later_and_one_that_restarts():
         assert [r.step_done.order_id for r in second.seats[0].reports if r.HasField("step_done")] == [2]
         await asyncio.to_thread(second.stop)
 
-    asyncio.run(scenario())
+    async def run() -> None:
+        handler = Handler()
+        with linked(f"127.0.0.1:{port}", handler) as (link, _):
+            await scenario(link, handler)
+
+    asyncio.run(run())
+
+
+def test_the_post_makes_calls_on_the_loop_in_their_order_and_none_on_a_closed_one():
+    calls: list[tuple[int, str]] = []
+
+    async def scenario() -> Post:
+        post = Post()
+        note = lambda number: calls.append((number, threading.current_thread().name))  # noqa: E731
+        await asyncio.to_thread(lambda: [post.call(note, number) for number in range(100)])
+        await post.flush()
+        assert calls == [(number, threading.current_thread().name) for number in range(100)]
+        return post
+
+    post = asyncio.run(scenario())
+    post.call(calls.append, (100, ""))
+    post.close()
+    post._thread.join(10)
+    assert not post._thread.is_alive()
+    assert len(calls) == 100
 
 
 def test_an_image_that_cannot_be_uploaded_ends_the_order_as_aborted(fleet: FakeFleet):
@@ -196,20 +249,20 @@ def test_an_image_that_cannot_be_uploaded_ends_the_order_as_aborted(fleet: FakeF
 
     async def scenario() -> None:
         handler = Handler()
-        link = Link(fleet.address, lambda: REGISTRATION, handler)
-        running = asyncio.create_task(link.run())
-        await until(lambda: handler.sessions)
-        fleet.failing_uploads = 100
-        courier = Courier()
-        job = Job(pb.Order(id=9, parts=[pb.Part(request_id="r")]), handler.sessions[0])
-        done = pb.OrderDone(order_id=9, outcome=pb.OUTCOME_OK)
-        await asyncio.to_thread(courier.image, job, Image.new("RGB", (8, 8)), done)
-        # It must not be taken for done by an upload that has not begun.
-        await until(lambda: fleet.seats[0].reports)
-        await courier.flush()
-        await courier.close()
-        link.close()
-        await asyncio.wait_for(running, 10)
+        with linked(fleet.address, handler) as (link, post):
+            running = asyncio.create_task(link.run())
+            await until(lambda: handler.sessions)
+            fleet.failing_uploads = 100
+            courier = Courier(post)
+            job = Job(pb.Order(id=9, parts=[pb.Part(request_id="r")]), handler.sessions[0])
+            done = pb.OrderDone(order_id=9, outcome=pb.OUTCOME_OK)
+            await asyncio.to_thread(courier.image, job, Image.new("RGB", (8, 8)), done)
+            # It must not be taken for done by an upload that has not begun.
+            await until(lambda: fleet.seats[0].reports)
+            await courier.flush()
+            await courier.close()
+            link.close()
+            await asyncio.wait_for(running, 10)
 
     asyncio.run(scenario())
     (done,) = [r.order_done for r in fleet.seats[0].reports if r.HasField("order_done")]
