@@ -137,7 +137,9 @@ def _measure(
             random = models[0] if device != "cpu" else ""
             yield from in_service.overhead(scratch, sizes, requests, steps, device, words, random)
         case "gaps":
-            yield from in_service.gaps(scratch, sizes, requests * len(sizes), steps, 2, words)
+            # With one, a core of two is left for all that is not computing; with two, none is.
+            for executors in (1, 2):
+                yield from in_service.gaps(scratch, sizes, requests * len(sizes), steps, executors, words)
         case "groups" | "degrees":
             with _crew(workers) as crew:
                 if part == "groups":

@@ -104,7 +104,8 @@ def gaps(
 
 
 def _gaps(executors: Sequence[Sequence[Line]]) -> list[Figure]:
-    part = "Gaps between computations, two executors with orders queued ahead"
+    some = f"{len(executors)} executor{'s' * (len(executors) > 1)}"
+    part = f"Gaps between computations, {some} with orders queued ahead"
     busy = within = ahead = idle = waiting = starting = host = 0.0
     starts: dict[bool, list[float]] = {True: [], False: []}
     counts: dict[str, int] = defaultdict(int)
@@ -126,11 +127,16 @@ def _gaps(executors: Sequence[Sequence[Line]]) -> list[Figure]:
                 gap = calls[0][0] - before["calls"][-1][1]
                 if not before["ahead"]:
                     idle += gap
-                elif line["degree"] > 1:
-                    # Until the last member has come there is nothing that this one could do.
-                    late = max(0.0, arrivals[line["order"]] - line["meeting"][0])
-                    waiting += late
-                    starting += gap - late
+                    before = line
+                    continue
+                # Until its state is there, and then its last member, there is nothing that this one could do.
+                late = _late(line, executors)
+                if line["degree"] > 1:
+                    late += max(0.0, arrivals[line["order"]] - line["meeting"][0])
+                waiting += late
+                gap -= late
+                if line["degree"] > 1:
+                    starting += gap
                     same = before["degree"] == line["degree"]
                     starts[not same].append(calls[0][0] - arrivals[line["order"]])
                 else:
@@ -147,7 +153,7 @@ def _gaps(executors: Sequence[Sequence[Line]]) -> list[Figure]:
         share("between steps of an order", within, "go, store, reports"),
         share("between orders", ahead + starting, f"{orders} that were there when the one before ended"),
         share("the same, CPU time of the thread", host, "the rest waits for a core, a lock, a peer"),
-        share("waiting for members that still compute", waiting, "by the plan"),
+        share("waiting for states and members that are not ready", waiting, "by the plan"),
         share("without an order", idle, "beginning, end, and orders that came late"),
     ]
     if counts["alone"]:
@@ -160,6 +166,19 @@ def _gaps(executors: Sequence[Sequence[Line]]) -> list[Figure]:
             note = f"after the last member has come; median of {len(starts[switched])}"
             figures.append(Figure(part, f"an order of two begins, {name}", value, "ms", "", note))
     return figures
+
+
+def _late(line: Line, executors: Sequence[Sequence[Line]]) -> float:
+    """For how long the order waited for a state that its holder had still to compute."""
+    if not line["fetch"]:
+        return 0.0
+    begin, end = line["fetch"]
+    ready = (
+        other["calls"][-1][1]
+        for other in itertools.chain.from_iterable(executors)
+        if other["calls"] and set(other["requests"]) & set(line["requests"])
+    )
+    return max((then - begin for then in ready if begin < then < end), default=0.0)
 
 
 @contextmanager

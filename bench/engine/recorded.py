@@ -51,6 +51,7 @@ class Recorder:
         self._pipeline: Any = None
         self._computed = 0.0  # CPU seconds of this thread in calls of the pipeline, in this order
         self._met: tuple[float, float] | None = None
+        self._fetched: tuple[float, float] | None = None
 
     def watch(self, pipeline: Any) -> Any:
         """Note when the pipeline computes."""
@@ -66,9 +67,10 @@ class Recorder:
         def recorded(runner: Any, job: Any) -> None:
             if recorder._file is None:
                 recorder._file = recorder._path.open("w")
-                get = runner._groups.get
-                runner._groups.get = lambda *a, **k: recorder._meeting(get, *a, **k)
-            recorder._calls, recorder._met = [], None
+                get, wait = runner._groups.get, runner._wait
+                runner._groups.get = lambda *a, **k: recorder._span("_met", get, *a, **k)
+                runner._wait = lambda *a: recorder._span("_fetched", wait, *a)
+            recorder._calls, recorder._met, recorder._fetched = [], None, None
             recorder._computed = 0.0
             begin, cpu = time.perf_counter(), time.thread_time()
             run(runner, job)
@@ -85,6 +87,7 @@ class Recorder:
                 "cpu": time.thread_time() - cpu,
                 "computed": recorder._computed,
                 "meeting": recorder._met,
+                "fetch": recorder._fetched,
                 "calls": recorder._calls,
                 "ahead": len(runner._jobs._waiting),
             }
@@ -100,12 +103,12 @@ class Recorder:
 
         return recorded
 
-    def _meeting(self, get: Any, *args: Any, **options: Any) -> Any:
+    def _span(self, name: str, work: Any, *args: Any, **options: Any) -> Any:
         begin = time.perf_counter()
         try:
-            return get(*args, **options)
+            return work(*args, **options)
         finally:
-            self._met = begin, time.perf_counter()
+            setattr(self, name, (begin, time.perf_counter()))
 
     def _timed(self, work: Any) -> Any:
         def timed(*args: Any, **options: Any) -> Any:
