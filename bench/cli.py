@@ -1,5 +1,6 @@
 """The command line: `python -m bench simulate --policy edf --mix skewed --rate 12`."""
 
+import errno
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -55,6 +56,10 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (ValueError, ImportError) as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # the reader has seen enough; click leaves quietly
+            raise click.ClickException(f"{error.filename}: {error.strerror}") from error
 
 
 @click.group(cls=Commands, context_settings=SETTINGS)

@@ -1,5 +1,6 @@
 """Options that several commands share, and the setting that they amount to."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,9 +56,12 @@ def _arrivals(text: str) -> tuple[str, tuple[float, ...] | None]:
 def _decisions(text: str) -> tuple[bool, float]:
     if text == "measured":
         return True, 0.0
-    seconds = float(text)
-    if seconds < 0:
-        raise ValueError("a decision takes no negative time")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{text!r} is neither measured nor a time in seconds, such as 0.05")
     return False, seconds
 
 

@@ -119,7 +119,7 @@ def show_misses(misses: Sequence[Miss]) -> None:
             ">".join(map(str, miss.degrees)) or "-",
             "\n".join(rivals),
         )
-    Console().print(table)
+    Console().print(table if misses else table.title)
 
 
 @contextmanager

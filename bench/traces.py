@@ -42,8 +42,10 @@ def load(path: Path) -> list[Arrival]:
     """
     try:
         lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadTrace(f"{path}: {error}") from None
+    except OSError as error:
+        raise BadTrace(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BadTrace(f"{path}: a trace is a text file, this is none") from None
     # Lines that begin with # are comments in every format; blanked, so that numbers stay right.
     lines = ["" if line.lstrip().startswith("#") else line for line in lines]
     first = next((line.strip() for line in lines if line.strip()), "")

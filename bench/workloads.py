@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.simulator import Arrival
+from scheduler.profile import number
 from scheduler.tracking import Submission
 
 STEPS = 50
@@ -80,7 +81,10 @@ def mix(name: str) -> list[Kind]:
     path = Path(name)
     if not path.is_file():
         raise ValueError(f"there is no mix and no file {name!r}; there are {MIX_HELP}")
-    return _read_mix(path)
+    try:
+        return _read_mix(path)
+    except (UnicodeDecodeError, csv.Error):
+        raise ValueError(f"{path}: a mix is a CSV file, this is none") from None
 
 
 def _read_mix(path: Path) -> list[Kind]:
@@ -92,17 +96,19 @@ def _read_mix(path: Path) -> list[Kind]:
             raise ValueError(f"{path}, line 1: no column {', '.join(sorted(missing))}")
         for row in reader:
             try:
-                kind = Kind(int(row["width"]), int(row["height"]), float(row["share"]))
+                kind = Kind(
+                    number(row, "width", int), number(row, "height", int), number(row, "share", float)
+                )
                 kinds.append(
                     replace(
                         kind,
-                        steps=int(row["steps"]) if row.get("steps") else None,
-                        deadline_s=float(row["deadline_s"]) if row.get("deadline_s") else None,
-                        weight=float(row["weight"]) if row.get("weight") else None,
+                        steps=number(row, "steps", int) if row.get("steps") else None,
+                        deadline_s=number(row, "deadline_s", float) if row.get("deadline_s") else None,
+                        weight=number(row, "weight", float) if row.get("weight") else None,
                         label=row.get("class") or "",
                     )
                 )
-            except (TypeError, ValueError) as error:
+            except ValueError as error:
                 raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
     if not sum(kind.share for kind in kinds) > 0:
         raise ValueError(f"{path}: the shares add up to nothing")

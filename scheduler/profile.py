@@ -243,33 +243,34 @@ Line = dict[str, str | None]
 
 
 def _own(line: Line) -> StepTime:
-    width, height, degree, batch = (_number(line, n, int) for n in ("width", "height", "degree", "batch"))
+    width, height, degree, batch = (number(line, n, int) for n in ("width", "height", "degree", "batch"))
     return StepTime(
         line.get("kind") or "",
         width,
         height,
         degree,
         batch,
-        _number(line, "seconds", float),
-        _number(line, "cv", float) if line.get("cv") else 0.0,
+        number(line, "seconds", float),
+        number(line, "cv", float) if line.get("cv") else 0.0,
         line.get("basis") or "measured",
         line.get("source") or "",
     )
 
 
 def _plain(line: Line) -> list[StepTime]:
-    width, height, degree = (_number(line, name, int) for name in ("width", "height", "degree"))
-    batch = _number(line, "batch", int) if line.get("batch") else 1
+    width, height, degree = (number(line, name, int) for name in ("width", "height", "degree"))
+    batch = number(line, "batch", int) if line.get("batch") else 1
     told = 0.0, line.get("basis") or "published", line.get("source") or ""
-    rows = [StepTime("step", width, height, degree, batch, _number(line, "seconds_per_step", float), *told)]
+    rows = [StepTime("step", width, height, degree, batch, number(line, "seconds_per_step", float), *told)]
     if line.get("text_encode_s"):
-        rows.append(StepTime("encode", 0, 0, 1, 1, _number(line, "text_encode_s", float), *told))
+        rows.append(StepTime("encode", 0, 0, 1, 1, number(line, "text_encode_s", float), *told))
     if line.get("vae_decode_s"):
-        rows.append(StepTime("decode", width, height, 1, 1, _number(line, "vae_decode_s", float), *told))
+        rows.append(StepTime("decode", width, height, 1, 1, number(line, "vae_decode_s", float), *told))
     return rows
 
 
-def _number(line: Line, column: str, kind: type[N]) -> N:
+def number(line: Line, column: str, kind: type[N]) -> N:
+    """A number of a line, which must be there. ValueError names the column."""
     text = line.get(column)
     if not text:
         raise ValueError(f"{column} is missing")

@@ -218,6 +218,11 @@ def test_timeline_draws(fake: FakeScheduler, tmp_path: Path) -> None:
             "/nowhere/at/all.png does not exist",
         ),
         (["timeline", "-o", "x.foo"], cli.BAD_ARGUMENT, "x.foo does not end in .png, .pdf, .svg"),
+        (
+            ["cluster", "--scheduler", "nohost"],
+            cli.BAD_ARGUMENT,
+            "scheduler: expected HOST:PORT, not 'nohost'",
+        ),
         (["timeline", "-o", "x"], cli.BAD_ARGUMENT, "x does not end in .png, .pdf, .svg"),
         (["policy", "set", "luck"], cli.BAD_ARGUMENT, "policy: one of cp-sat"),
         (["policy", "get"], cli.BAD_ARGUMENT, "policy set NAME"),

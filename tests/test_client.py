@@ -174,6 +174,28 @@ def test_no_scheduler_is_named_in_the_error(kind: Any, fake: FakeScheduler) -> N
         client.cluster()
 
 
+def test_a_name_that_nobody_knows_is_one_short_reason() -> None:
+    words = (
+        "errors resolving x.invalid:7700: [field:hostname lookup error:failed for x: Domain name not found]"
+    )
+
+    class Failed(grpc.RpcError):
+        def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode.UNAVAILABLE
+
+        def details(self) -> str:
+            return words
+
+    said = str(tetriserve.errors.from_rpc(Failed(), "x.invalid:7700"))
+    assert said == "no scheduler answers at x.invalid:7700 (Domain name not found)"
+
+
+@pytest.mark.parametrize("target", ["nohost", "http://127.0.0.1:7700", "127.0.0.1:99999"])
+def test_a_target_is_a_host_and_a_port(target: str) -> None:
+    with pytest.raises(tetriserve.InvalidArgument, match=r"^scheduler: "):
+        Client(target)
+
+
 @pytest.mark.parametrize(
     ("code", "kind", "builtin"),
     [

@@ -18,7 +18,7 @@ import grpc.aio
 from tetriserve import calls, errors
 from tetriserve.calls import Backoff, Call, Paging, Watching
 from tetriserve.quantities import Duration, Size
-from tetriserve.transport import CHANNEL_OPTIONS
+from tetriserve.transport import CHANNEL_OPTIONS, host_port
 from tetriserve.types import Cluster, Event, OnLate, Quote, RequestStatus, Stage
 from tetriserve.v1 import scheduler_pb2_grpc
 
@@ -35,8 +35,9 @@ class Client:
     """A scheduler's client. Use it as a context manager, or close it. Safe for threads.
 
     `target` is the scheduler's HOST:PORT, by default that of the environment variable
-    TETRISERVE_SCHEDULER, else 127.0.0.1:7700. One attempt at a call takes at most `timeout`
-    seconds; while the scheduler is unavailable a call is tried again for `patience` seconds.
+    TETRISERVE_SCHEDULER, else 127.0.0.1:7700; anything else raises InvalidArgument. One attempt at a
+    call takes at most `timeout` seconds; while the scheduler is unavailable a call is tried again for
+    `patience` seconds.
     """
 
     def __init__(self, target: str | None = None, *, timeout: float = 30.0, patience: float = 10.0) -> None:
@@ -325,7 +326,12 @@ class AsyncClient:
 
 
 def _target(target: str | None) -> str:
-    return target or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
+    target = target or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
+    try:
+        host_port(target, "scheduler")
+    except ValueError as error:
+        raise errors.InvalidArgument(str(error)) from None
+    return target
 
 
 def _picture(png: bytes) -> "Image":

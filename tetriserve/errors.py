@@ -101,9 +101,9 @@ def from_rpc(error: grpc.RpcError, target: str) -> RpcError:
     """The exception for what gRPC raised on a call to `target`."""
     code: grpc.StatusCode = error.code()
     message = error.details() or code.value[1]
-    if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in message:
+    if code is grpc.StatusCode.UNAVAILABLE and message.startswith(("failed to connect", "errors resolving")):
         # gRPC's own words repeat the address in several notations; its last part is the reason.
-        message = f"no scheduler answers at {target} ({message.rsplit(': ', 1)[-1]})"
+        message = f"no scheduler answers at {target} ({message.rsplit(': ', 1)[-1].rstrip(']')})"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = f"no answer from {target} in time ({message})"
     return RpcError.classes.get(code, RpcError)(message, code)

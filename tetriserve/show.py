@@ -119,9 +119,9 @@ def cluster_view(cluster: Cluster, target: str) -> RenderableType:
     expected = f" of {cluster.expected_executors}" if here < cluster.expected_executors else ""
     facts = [
         f"{target}: {'ready' if cluster.ready else 'not ready'}, policy {cluster.policy},"
-        f" {here}{expected} executors,"
+        f" {here}{expected} executor{'s' * (max(here, cluster.expected_executors) != 1)},"
         f" {cluster.outstanding} of at most {cluster.queue_limit} requests outstanding,"
-        f" {cluster.rounds} rounds"
+        f" {cluster.rounds} round{'s' * (cluster.rounds != 1)}"
     ]
     if cluster.model:
         model = cluster.model

@@ -104,8 +104,9 @@ def test_a_plain_profile(tmp_path):
         (["--policy", "edf", "--mix", "nonsense"], "no mix and no file 'nonsense'"),
         (["--policy", "edf", "--profile", "nonsense"], "no profile and no file 'nonsense'"),
         (["--policy", "edf", "--arrivals", "nonsense"], "none of poisson, burst and trace:FILE"),
-        (["--policy", "edf", "--arrivals", "trace:nonsense"], "No such file"),
-        (["--policy", "edf", "--charge-decisions", "often"], "could not convert"),
+        (["--policy", "edf", "--arrivals", "trace:nonsense"], "nonsense: No such file or directory"),
+        (["--policy", "edf", "--charge-decisions", "often"], "'often' is neither measured nor a time"),
+        (["--policy", "edf", "--charge-decisions", "nan"], "'nan' is neither measured nor a time"),
         (["--policy", "edf", "--rate", "0"], "0.0 is not in the range"),
         (["--policy", "edf", "--duration", "0.001"], "no request arrives"),
     ],
@@ -113,6 +114,20 @@ def test_a_plain_profile(tmp_path):
 def test_what_is_wrong_is_said_in_a_line(words, complaint):
     output = call("simulate", *words, status=1 if "--duration" in words else 2)
     assert complaint in output.replace("\n", " ")
+
+
+def test_what_is_no_text_is_named(tmp_path):
+    picture = tmp_path / "picture"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n\xff")
+    for option, what in (("--trace", "text"), ("--mix", "CSV"), ("--profile", "CSV")):
+        words = ["simulate", "--policy", "edf", option, picture]
+        output = call(*words, status=1 if option == "--trace" else 2).replace("\n", " ")
+        assert f"{picture}: a {option[2:]} is a {what} file, this is none" in output
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    output = call("workload", *SHORT, "-o", tmp_path / "none" / "requests.jsonl", status=1)
+    assert f"Error: {tmp_path}/none/requests.jsonl: No such file or directory" in output.replace("\n", " ")
 
 
 def test_a_broken_trace_names_the_line(tmp_path):
@@ -139,6 +154,8 @@ def test_misses_are_what_the_bound_has_and_the_policy_has_not():
     assert {miss["id"] for miss in found} <= set(limit["chosen"])
     assert all(miss["took"] > miss["allowed"] for miss in found)
     assert "missed that could have been on time" in call("misses", *words)
+    easy = ["--policy", "edf", *SHORT, "--mix", "only:256x256", "--slo-scale", 9]
+    assert call("misses", *easy) == "0 missed that could have been on time\n"
 
 
 def test_compare_shows_policies_side_by_side():

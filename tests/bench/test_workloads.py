@@ -102,7 +102,8 @@ def test_a_mix_from_a_file(tmp_path):
     ("text", "complaint"),
     [
         ("width,height\n1,1\n", "line 1: no column share"),
-        ("width,height,share\n1,x,1\n", "line 2"),
+        ("width,height,share\n1,x,1\n", "line 2: height is a whole number, not 'x'"),
+        ("width,height,share\n1,1\n", "line 2: share is missing"),
         ("width,height,share\n1,1,-1\n", "line 2: share is at least 0"),
         ("width,height,share\n1,1,0\n", "add up to nothing"),
     ],
