@@ -79,22 +79,16 @@ NOT_NEGATIVE = click.FloatRange(min=0)
     default=Path("data"),
     help="Folder of the journal, the images and the checkpoints; a restart goes on from it.",
 )
-@click.option(
-    "--round", "round_s", type=POSITIVE, default=0.25, help="Length of an order at most, in seconds."
-)
+@click.option("--round", type=POSITIVE, default=0.25, help="Length of an order at most, in seconds.")
 @click.option(
     "--lead",
-    "lead_s",
     type=NOT_NEGATIVE,
     default=0.1,
     help="How long before the end of an order the next one is planned, in seconds.",
 )
-@click.option(
-    "--budget", "budget_s", type=POSITIVE, default=0.05, help="Time for one decision of a policy, in seconds."
-)
+@click.option("--budget", type=POSITIVE, default=0.05, help="Time for one decision of a policy, in seconds.")
 @click.option(
     "--margin",
-    "margin_s",
     type=NOT_NEGATIVE,
     default=0.1,
     help="Kept free before every deadline, in seconds.",
@@ -121,7 +115,6 @@ NOT_NEGATIVE = click.FloatRange(min=0)
 )
 @click.option(
     "--age-bound",
-    "age_bound_s",
     default="600s",
     metavar="DURATION|never",
     callback=_duration,
@@ -134,9 +127,7 @@ NOT_NEGATIVE = click.FloatRange(min=0)
     default=1,
     help="Wait for this many executors before any work begins.",
 )
-@click.option(
-    "--lease", "lease_s", type=POSITIVE, default=6.0, help="Silence after which an executor is lost."
-)
+@click.option("--lease", type=POSITIVE, default=6.0, help="Silence after which an executor is lost.")
 @click.option(
     "--profile",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -156,17 +147,17 @@ def main(
     listen: str,
     policy: str,
     data_dir: Path,
-    round_s: float,
-    lead_s: float,
-    budget_s: float,
-    margin_s: float,
+    round: float,
+    lead: float,
+    budget: float,
+    margin: float,
     scale_up: float,
     late: str,
     admission: str,
-    age_bound_s: float,
+    age_bound: float,
     queue_limit: int,
     expect: int,
-    lease_s: float,
+    lease: float,
     profile: Path | None,
     warm_groups: str,
     node_size: int,
@@ -180,12 +171,12 @@ def main(
     """
     logs.setup(log_format, log_level)
     config = Config(
-        round_s=round_s,
-        lead_s=lead_s,
-        margin_s=margin_s,
+        round_s=round,
+        lead_s=lead,
+        margin_s=margin,
         scale_up=scale_up,
         drop_late=late == "drop",
-        age_bound_s=age_bound_s,
+        age_bound_s=age_bound,
     )
     try:
         fleet = Fleet(node_size)
@@ -204,8 +195,8 @@ def main(
         fleet,
         journal,
         policy,
-        budget_s=budget_s,
-        lease_s=lease_s,
+        budget_s=budget,
+        lease_s=lease,
         expect=expect,
         admission=Admission(admission),
         warm_groups={"auto": None, "always": True, "never": False}[warm_groups],

@@ -106,6 +106,15 @@ def test_late_requests_are_dropped_where_they_or_the_scheduler_say_so(processes)
         assert client.wait(dropped.id).stage is Stage.DROPPED
 
 
+def test_every_option_can_be_set_by_the_environment():
+    """By its name, as the help says."""
+    for option in main.params:
+        assert option.name == option.opts[0].removeprefix("--").replace("-", "_")
+    result = CliRunner().invoke(main, [], env={"TETRISERVE_AGE_BOUND": "soon"})
+    assert result.exit_code == 2
+    assert "--age-bound: 'soon' is not a duration" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
