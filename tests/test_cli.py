@@ -1,5 +1,6 @@
 """The command line against a scripted SchedulerService (fake_scheduler.py), in process and as a process."""
 
+import io
 import json
 import os
 import pty
@@ -15,8 +16,9 @@ import grpc
 import pytest
 from click.testing import CliRunner, Result
 from fake_scheduler import FakeScheduler
+from rich.console import Console
 
-from tetriserve import cli, show
+from tetriserve import Client, cli, show
 from tetriserve.v1 import types_pb2
 
 COMMAND = [sys.executable, "-m", "tetriserve.cli"]
@@ -176,6 +178,18 @@ def test_get_tells_that_a_deadline_is_promised(fake: FakeScheduler) -> None:
     assert "promised" not in run("get", "mine").stdout
     fake.statuses["mine"].promised = True
     assert "8.0s from 03:04:05 UTC, promised" in run("get", "mine").stdout
+
+
+def test_in_a_narrow_terminal_the_prompt_gives_way_and_the_id_does_not(fake: FakeScheduler) -> None:
+    run("submit", "a red house " * 9, "--id", "f00dfacecafe", "--no-wait")
+    with Client(fake.target) as client:
+        table = show.request_table(client.list())
+    screen = Console(width=80, file=io.StringIO())
+    screen.print(table)
+    assert isinstance(screen.file, io.StringIO)
+    heading, row = screen.file.getvalue().splitlines()
+    assert heading.split() == ["id", "stage", "size", "steps", "degree", "deadline", "latency", "prompt"]
+    assert re.match(r"f00dfacecafe  queued  512x512 +0/0 +best effort +a red house.*…$", row)
 
 
 def test_list_cluster_quote_policy_cancel_for_people(fake: FakeScheduler) -> None:

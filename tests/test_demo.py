@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
-from tetriserve import AlreadyExists, Client, RequestEnded
+from tetriserve import AlreadyExists, Client, RequestEnded, demo
 from tetriserve.batch import PICTURES
 from tetriserve.local import LocalCluster, NotReady
 
@@ -137,6 +138,14 @@ def test_a_killed_demo_takes_its_processes_along(tmp_path: Path) -> None:
     run.process.kill()
     run.finish()
     assert run.nothing_left(within=15)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo.signal, "signal", lambda *_: None)
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(demo.main, ["--out", str(tmp_path / "file" / "out")])
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"--out: {tmp_path}/file/out: Not a directory\n")
 
 
 def test_a_child_that_dies_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:

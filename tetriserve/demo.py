@@ -103,7 +103,7 @@ def _live_table(wishes: Sequence[Wish]) -> Table:
             if tracked and tracked.status.degree and not tracked.status.ended
             else "",
             tracked.deadline_text() if tracked else Text(show_duration(wish.deadline), "dim"),
-            wish.prompt,
+            show.one_line(wish.prompt),
         )
     return table
 
@@ -128,7 +128,7 @@ def final_table(wishes: Sequence[Wish]) -> Table:
             show_duration(wish.deadline),
             Text(words, "green" if on_time else "red"),
             f"{status.gpu_seconds:.1f}",
-            wish.prompt,
+            show.one_line(wish.prompt),
         )
     return table
 
@@ -238,7 +238,10 @@ def main(
     console = show.console()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _as_interrupt)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.BadParameter(f"{out}: {error.strerror}", param_hint="--out") from None
     options = ["--model", model] if model else []
     cluster = LocalCluster(
         out, executors=executors or min(4, max(2, _cores())), policy=policy, device=device, options=options

@@ -14,6 +14,7 @@ from tetriserve.quantities import show_duration
 from tetriserve.types import Cluster, Event, RequestStatus, Stage, Verdict
 
 _ROLES = (Stage.ENCODING, Stage.DENOISING, Stage.DECODING)
+_GIVING_WAY = ("prompt", "device")  # columns, where a terminal is narrow
 _VERDICT_STYLES = {Verdict.ON_TIME: "green", Verdict.LATE: "red", Verdict.OPEN: ""}
 _STAGE_STYLES = {Stage.DONE: "green", Stage.FAILED: "red", Stage.CANCELLED: "yellow", Stage.DROPPED: "yellow"}
 
@@ -37,11 +38,15 @@ def plain_table(*headings: str, numbers: Iterable[str] = ()) -> Table:
         table.add_column(
             heading,
             justify="right" if heading in numbers else "left",
-            no_wrap=True,
+            no_wrap=heading not in _GIVING_WAY,
             overflow="ellipsis",
-            ratio=1 if heading == "prompt" else None,
         )
     return table
+
+
+def one_line(text: str) -> Text:
+    """Somebody's words for a column that gives way: cut where there is no room, not wrapped."""
+    return Text(printable(text), no_wrap=True, overflow="ellipsis")
 
 
 def request_table(statuses: Iterable[RequestStatus]) -> Table:
@@ -69,7 +74,7 @@ def request_table(statuses: Iterable[RequestStatus]) -> Table:
             str(status.degree) if status.degree else "",
             deadline_text(status, left),
             show_duration(status.latency) if status.latency is not None else "",
-            printable(image.prompt),
+            one_line(image.prompt),
         )
     return table
 
@@ -138,7 +143,7 @@ def cluster_view(cluster: Cluster, target: str) -> RenderableType:
     for executor in cluster.executors:
         table.add_row(
             str(executor.slot),
-            executor.device,
+            one_line(executor.device),
             executor.node,
             executor.address,
             ", ".join(executor.request_ids) or "idle",
