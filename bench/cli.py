@@ -59,7 +59,7 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # the reader has seen enough; click leaves quietly
-            raise click.ClickException(f"{error.filename}: {error.strerror}") from error
+            raise click.ClickException(": ".join(filter(None, (error.filename, error.strerror)))) from error
 
 
 @click.group(cls=Commands, context_settings=SETTINGS)

@@ -134,7 +134,7 @@ class Driver:
         ]
 
     def _warn(self) -> None:
-        for warning in self.warnings:
+        for warning in self.warnings if self.accepting else ():
             log.warning(warning)
 
     async def written(self, write: Callable[..., T], *args: Any) -> T:

@@ -128,6 +128,7 @@ def test_what_is_no_text_is_named(tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     output = call("workload", *SHORT, "-o", tmp_path / "none" / "requests.jsonl", status=1)
     assert f"Error: {tmp_path}/none/requests.jsonl: No such file or directory" in output.replace("\n", " ")
+    assert call("workload", *SHORT, "-o", "/dev/full", status=1) == "Error: No space left on device\n"
 
 
 def test_a_broken_trace_names_the_line(tmp_path):
