@@ -201,8 +201,11 @@ def exchange(policy: str, others: list[str], seeds: int, jobs: int, folder: Path
     "--policies", callback=_some_policies, metavar="A,B,...", help="Instead of all; the first leads."
 )
 @click.option("--groups", multiple=True, type=click.Choice(GROUPS), help="Only these parts; several times.")
-@click.option("--seeds", type=click.IntRange(min=1), default=8, help="Runs of each.")
-@click.option("--duration", type=POSITIVE, default=1200.0, help="Seconds in which requests arrive.")
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=8, help="Runs of each, with seeds --seed and up."
+)
+@seed
+@click.option("--duration", type=POSITIVE, default=300.0, help="Seconds in which requests arrive.")
 @click.option("--jobs", type=click.IntRange(min=1), default=2, help="Processes.")
 @RESULTS
 def paper(
@@ -210,6 +213,7 @@ def paper(
     policies: list[str] | None,
     groups: tuple[str, ...],
     seeds: int,
+    seed: int,
     duration: float,
     jobs: int,
     folder: Path,
@@ -226,7 +230,7 @@ def paper(
         written = run_paper(
             folder,
             policies or available(),
-            seeds=2 if quick else seeds,
+            seeds=range(seed, seed + (2 if quick else seeds)),
             jobs=jobs,
             duration=duration,
             quick=quick,

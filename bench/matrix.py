@@ -22,7 +22,7 @@ POLICIES = (
     "fixed:8",
 )
 
-GROUPS = ("flux", "bursts", "unrelated", "weights", "homogeneous", "small-heavy", "sd3")
+GROUPS = ("flux", "bursts", "unrelated", "weights", "homogeneous", "small-heavy", "small-heavy sd3", "sd3")
 
 SLOW_SCALE = 4.0
 """SD3-medium needs 4 to 5 times the paper's deadlines on four A40 with 50 steps (docs/profiles.md)."""
@@ -55,9 +55,13 @@ def cells(duration: float) -> Iterator[Cell]:
                 yield _cell("weights", name, scale, rate, base, weights="tiers")
     for side in BASE_DEADLINES:
         yield _cell("homogeneous", f"only:{side}x{side}", 1.2, 12.0, base)
-    for rate in SMALL_RATES:
-        yield _cell("small-heavy", "small-heavy", 1.2, rate, base)
     slow = replace(base, profile="sd3-medium-4xa40", gpus=4)
+    # Ten times the requests: a quarter of the time has plenty.
+    short = replace(base.workload, duration=duration / 4)
+    for rate in SMALL_RATES:
+        yield _cell("small-heavy", "small-heavy", 1.2, rate, replace(base, workload=short))
+        # Where a small picture does not fill a GPU, so that batches matter.
+        yield _cell("small-heavy sd3", "small-heavy", SLOW_SCALE, rate, replace(slow, workload=short))
     for name in ("uniform", "skewed"):
         for scale in SCALES:
             for rate in RATES:

@@ -30,7 +30,7 @@ def paper(
     folder: Path,
     policies: Sequence[str],
     *,
-    seeds: int,
+    seeds: Sequence[int],
     jobs: int,
     duration: float,
     quick: bool,
@@ -46,7 +46,7 @@ def paper(
         Trial(cell.name, policy, seed, cell.setting)
         for cell in found
         for policy in [*policies, BOUND]
-        for seed in range(seeds)
+        for seed in seeds
     ]
     records = perform_all(trials, jobs, folder / RECORDS, progress)
     by_cell: dict[str, list[Record]] = defaultdict(list)

@@ -7,6 +7,7 @@ it. Idle GPUs speed up what runs.
 
 from collections.abc import Iterable
 
+from scheduler.policies.batching import share
 from scheduler.policies.board import Board, Work
 from scheduler.policies.lineup import Lineup, Ranking, line_up, on_time
 from scheduler.policies.spare import fill
@@ -33,8 +34,12 @@ def by_deadline(works: Iterable[Work]) -> tuple[Work, ...]:
 
 
 def finish(lineup: Lineup, decision: Decision) -> Plan:
-    """The plan of a line-up, with GPUs that no deadline needs put to use: others' work, then scale-up."""
+    """The plan of a line-up, with GPUs that no deadline needs put to use: others' work, then scale-up.
+
+    Who would wait all the same shares the steps of others, where the profile says that it pays.
+    """
     fill(lineup)
     lineup.widen()
     late = tuple(work.request.id for work in lineup.board.works if work.late)
-    return Plan(lineup.assignments(), late, decision=decision)
+    assignments = share(lineup.board.problem, lineup.assignments())
+    return Plan(assignments, late, decision=decision)

@@ -38,6 +38,9 @@ def exact(solver: Solver, overrun_s: float) -> Policy:
         first = line_up(board, Ranking(order))
         if _all_on_time(first) or budget_s <= overrun_s:
             return finish(first, _decision("heuristic", first))
+        if not any(map(board.startable, board.works)) or not board.free:
+            # No order can be given now, and what will be possible is for later plans to see.
+            return finish(first, Decision("heuristic", "nothing to give", on_time(first), _possible(first)))
         best = improve(first, (hurry, promote, give_up), SEARCH_EFFORT)
         source = "search" if _value(best) > _value(first) else "heuristic"
         if _all_on_time(best):
