@@ -108,7 +108,12 @@ def _sar_by(requests: Iterable[Tracked], key: Any) -> dict[str, float | None]:
 
 def _fell_back(decision: Decision) -> bool:
     """Whether a solver was asked, and the heuristic's plan was taken without proof that it is best."""
-    return decision.source == "heuristic" and decision.status not in ("", "all on time", "optimal")
+    return decision.source == "heuristic" and decision.status not in (
+        "",
+        "all on time",
+        "nothing to give",
+        "optimal",
+    )
 
 
 def _mean(values: Sequence[float]) -> float | None:

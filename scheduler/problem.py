@@ -88,6 +88,19 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
+class Running:
+    """An order under way that could be made to end at its next step, at `ends`, not only at `until`.
+
+    `request` is what would be left of its request then, the rest of the order included.
+    """
+
+    request: Request
+    slots: tuple[int, ...]
+    ends: float
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """The state at the start of a round.
 
@@ -96,7 +109,7 @@ class Problem:
     many whole steps as fit, at least one. `margin_s` is kept free before every deadline.
     `slack_s` is how long the tightest of the latest arrivals could have been kept waiting. Idle GPUs may
     speed an order up where of the GPU-seconds that it then takes at most the share `scale_up` is extra: 0
-    spends none, 1 all there are.
+    spends none, 1 all there are. `running` are orders that the plan may interrupt.
     """
 
     now: float
@@ -108,6 +121,7 @@ class Problem:
     margin_s: float = 0.0
     slack_s: float = math.inf
     scale_up: float = 1.0
+    running: tuple[Running, ...] = ()
 
     def degrees(self, request: Request) -> tuple[int, ...]:
         """Degrees for the request's next stage, ascending, that are faster than every narrower one."""
@@ -192,6 +206,8 @@ class Decision:
 class Plan:
     """Orders to give now, and the ids of requests that are certain to be late.
 
+    `interrupted`: ids of requests whose orders, of those in `Problem.running`, are to end at their next step.
+
     `again_at`: plan again then, should nothing happen before; how a policy keeps to rounds of its own.
     `unplanned`: nodes that the time did not suffice for; they are the next to plan.
     """
@@ -201,6 +217,7 @@ class Plan:
     again_at: float = math.inf
     decision: Decision = field(default_factory=Decision)
     unplanned: tuple[str, ...] = ()
+    interrupted: tuple[str, ...] = ()
 
 
 Policy = Callable[[Problem, float], Plan]

@@ -368,6 +368,8 @@ class Rounds:
             tracked = self._active.get(request_id)
             if tracked and tracked.claim is None:
                 effects += self._mark_late(now, tracked)
+        for request_id in plan.interrupted:
+            effects += self._interrupt(now, request_id)
         orders, again_at = self._pledges.keep(now, self._planning, plan.assignments)
         self._again_at = min(self._again_at, again_at)
         for assignment in orders:
@@ -568,6 +570,19 @@ class Rounds:
         tracked.next_step, tracked.next_stage = part.first_step, flight.order.stage
         tracked.holders = ahead.order.slots
         return self._changed(now, tracked)
+
+    def _interrupt(self, now: float, request_id: str) -> list[Effect]:
+        """End what runs of a request at its next step; how it goes on is planned then."""
+        flight = self._view.interruptible(request_id)
+        if flight is None:
+            return []  # it has been overtaken
+        tracked = self._active[request_id]
+        flight.last_step = self._view.next_step(now, flight)
+        flight.end = flight.predicted_end(now)
+        for behind in tracked.flights[1:]:
+            behind.last_step = 0
+            behind.end = flight.end
+        return self._withdraw(tracked)
 
     def _withdraw(self, tracked: Tracked) -> list[Effect]:
         """Take back what is queued ahead; begin again from what is held once all has been reported."""

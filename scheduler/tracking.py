@@ -159,6 +159,7 @@ class Flight:
     reports: list[Report] = field(default_factory=list)
     abort_at: float = math.inf  # when its silent members are aborted
     withdrawn: set[str] = field(default_factory=set)  # requests for which it is taken back
+    last_step: float = math.inf  # after which it is to end, where it has been interrupted
 
     @property
     def begun(self) -> bool:
@@ -168,7 +169,12 @@ class Flight:
     @property
     def failing(self) -> bool:
         """Whether it is known to end badly, or is taken back as a whole."""
-        return len(self.withdrawn) == len(self.order.parts) > 0 or self._failed
+        return self.taken_back or self._failed
+
+    @property
+    def taken_back(self) -> bool:
+        """Whether it is to end for all of its requests."""
+        return len(self.withdrawn) == len(self.order.parts) > 0
 
     def fails(self, request_id: str) -> bool:
         """Whether it is known to end badly for a request, or to be taken back."""
@@ -180,8 +186,17 @@ class Flight:
 
     def predicted_end(self, now: float) -> float:
         """When a begun flight ends, by its pace so far; never in the past."""
-        left = self.length * (1 - self.steps_reported / max(1, self.order.steps))
-        return max(self.marked_at + left, now)
+        return max(self.end_of(self.last_step), now)
+
+    @property
+    def expected(self) -> float:
+        """Seconds that it will take once it has begun."""
+        return self.length * min(1.0, self.last_step / max(1, self.order.steps))
+
+    def end_of(self, step: float) -> float:
+        """When so many of a begun flight's steps have been done, by its pace so far."""
+        steps = max(1, self.order.steps)
+        return self.marked_at + self.length * max(0.0, min(step, steps) - self.steps_reported) / steps
 
     def shares(self) -> list[float]:
         """GPU-seconds of each part once it has ended: by its steps, alike where none has ended."""
@@ -208,3 +223,8 @@ class Slot:
     queue: deque[Flight] = field(default_factory=deque)
     leaving: bool = False
     busy_seconds: float = 0.0
+
+    @property
+    def full(self) -> bool:
+        """Whether it has all the orders that it can have, but for those that are taken back."""
+        return sum(not flight.taken_back for flight in self.queue) >= QUEUE_DEPTH

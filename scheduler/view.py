@@ -12,7 +12,7 @@ from scheduler.demand import Demand
 from scheduler.dispatch import Load
 from scheduler.nodes import Nodes
 from scheduler.placement import Layout, layout_of
-from scheduler.problem import Assignment, Gpu, Problem, Request, Stage
+from scheduler.problem import Assignment, Gpu, Problem, Request, Running, Stage
 from scheduler.profile import Profile
 from scheduler.skipping import Computed, left
 from scheduler.tracking import QUEUE_DEPTH, Flight, Slot, Tracked
@@ -20,6 +20,8 @@ from scheduler.warmth import Warmth
 
 EPSILON = 1e-9
 """Seconds that rounding may lose."""
+NOTICE_S = 0.005
+"""A step that ends sooner is too near to end its order with it."""
 
 
 class View:
@@ -106,6 +108,7 @@ class View:
             margin_s=self.config.margin_s,
             slack_s=self.demand.slack(profile),
             scale_up=self.config.scale_up,
+            running=tuple(self._running(now, gpus)),
         )
 
     def loads(self, now: float) -> dict[str, Load]:
@@ -127,8 +130,7 @@ class View:
         for slot in slots:
             free_at = slot.queue[-1].end if slot.queue else now
             if not slot.leaving and free_at < math.inf:
-                full = len(slot.queue) >= QUEUE_DEPTH
-                free_at = max(free_at, never) if full else free_at
+                free_at = max(free_at, never) if slot.full else free_at
                 gpus.append(Gpu(slot.slot, free_at, node, slot.roles, slot.island))
         return gpus
 
@@ -168,6 +170,50 @@ class View:
         )
         return tracked.seen
 
+    def interruptible(self, request_id: str) -> Flight | None:
+        """The order of a request that can be made to end at its next step, with what is queued behind it."""
+        tracked = self.active.get(request_id)
+        if tracked is None or not tracked.flights or tracked.kept:
+            return None
+        first = tracked.flights[0]
+        slots = first.order.slots
+        alone = all(
+            flight.order.stage is Stage.DENOISING
+            and flight.order.slots == slots
+            and len(flight.order.parts) == 1
+            and len(flight.pending) == len(slots)
+            and not flight.failing
+            for flight in tracked.flights
+        )
+        if not alone or not first.begun:
+            return None
+        others = any(len(self.slots[slot].queue) > len(tracked.flights) for slot in slots)
+        return None if others else first
+
+    def next_step(self, now: float, flight: Flight) -> int:
+        """After how many of its steps a flight could end."""
+        step = flight.steps_reported + 1
+        return step + (flight.end_of(step) < now + NOTICE_S)
+
+    def _running(self, now: float, gpus: Iterable[Gpu]) -> Iterator[Running]:
+        """Orders that could be interrupted in time for this plan, with something to be gained."""
+        for gpu in gpus:
+            queue = self.slots[gpu.slot].queue
+            order = queue[0].order if queue else None
+            if order is None or order.leader != gpu.slot or order.stage is not Stage.DENOISING:
+                continue
+            flight = self.interruptible(order.request_ids[0])
+            if flight is None:
+                continue
+            part, tracked = order.parts[0], self.active[order.request_ids[0]]
+            step = self.next_step(now, flight)
+            ends, until = max(now, flight.end_of(step)), tracked.flights[-1].end
+            if step < order.steps + len(tracked.flights) - 1 and ends <= self.horizon(now):
+                steps = left(self.computed(tracked.submission.steps), part.first_step + step)
+                rest = self.outstanding(tracked, self.never(now))
+                rest = replace(rest, stage=Stage.DENOISING, steps=steps, ready_at=ends, slots=order.slots)
+                yield Running(rest, order.slots, ends, until)
+
     def may_give(self, assignment: Assignment) -> bool:
         """Whether an assignment can still become an order."""
         members = [self.active[id] for id in assignment.request_ids if id in self.active]
@@ -179,8 +225,7 @@ class View:
             and (assignment.stage is not Stage.DENOISING or assignment.steps > 0)
             and len(set(assignment.slots)) == len(slots) > 0
             and all(
-                s is not None and not s.leaving and assignment.stage in s.roles and len(s.queue) < QUEUE_DEPTH
-                for s in slots
+                s is not None and not s.leaving and assignment.stage in s.roles and not s.full for s in slots
             )
         )
 
@@ -209,7 +254,7 @@ class View:
             begin = now
             for ahead in self._ahead_of(flight):
                 begin = max(begin, ahead.end)
-            flight.end = begin + flight.length
+            flight.end = begin + flight.expected
 
     def _ahead_of(self, flight: Flight) -> Iterator[Flight]:
         """Flights that this one waits for, directly."""

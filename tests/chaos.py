@@ -26,7 +26,7 @@ PROFILE = Profile(
 
 
 def chaotic(seed: int, longest: int = 1000, degrees: tuple[int, ...] = ()):
-    """A policy that gives whatever may be given, at random, alone or in batches.
+    """A policy that gives whatever may be given, at random, alone or in batches, and interrupts as it likes.
 
     Orders have `longest` steps at most, and one of `degrees`, or else one of those worth using.
     """
@@ -56,7 +56,10 @@ def chaotic(seed: int, longest: int = 1000, degrees: tuple[int, ...] = ()):
             end = begin + problem.duration(request, degree, steps, len(batch))
             ids = tuple(r.id for r in batch)
             assignments.append(Assignment(ids, request.stage, block, steps, begin, end))
-        return Plan(tuple(assignments))
+        given = {request_id for assignment in assignments for request_id in assignment.request_ids}
+        under_way = (running.request.id for running in problem.running)
+        ended = tuple(key for key in under_way if key not in given and rng.random() < 0.3)
+        return Plan(tuple(assignments), interrupted=ended)
 
     return policy
 

@@ -5,7 +5,7 @@ who runs already: each of its steps takes longer. So only those orders are share
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from scheduler.policies.mix import TOLERANCE
@@ -17,7 +17,9 @@ LEAST_SAVING = 0.05
 """A newcomer must save this share, at least, of the GPU-seconds that its step takes alone."""
 
 
-def share(problem: Problem, assignments: Sequence[Assignment]) -> tuple[Assignment, ...]:
+def share(
+    problem: Problem, assignments: Sequence[Assignment], busy: Collection[str] = ()
+) -> tuple[Assignment, ...]:
     """The orders, with waiting requests taken into them, those with the earliest deadline first.
 
     A request joins an order of its size where
@@ -27,10 +29,11 @@ def share(problem: Problem, assignments: Sequence[Assignment]) -> tuple[Assignme
       it, at its degree;
     - the request itself can still be on time after it; one that is late anyway joins the late alone.
 
-    The order ends no later than before: it has fewer steps where these take longer.
+    The order ends no later than before: it has fewer steps where these take longer. The requests `busy` have
+    orders already.
     """
     requests = {request.id: request for request in problem.requests}
-    given = {request_id for a in assignments for request_id in a.request_ids}
+    given = {*busy, *(request_id for a in assignments for request_id in a.request_ids)}
     hosts: dict[tuple[object, ...], list[_Host]] = defaultdict(list)
     for index, assignment in enumerate(assignments):
         members = [requests[request_id] for request_id in assignment.request_ids]

@@ -18,7 +18,7 @@ DISPATCH_SHARE = 0.3
 """Of the budget, for finding nodes for requests that have none."""
 RESERVE_S = 0.005
 """For putting the plans together."""
-_WORST_FIRST = ("out of time", "unknown", "feasible", "optimal", "all on time", "")
+_WORST_FIRST = ("out of time", "unknown", "feasible", "nothing to give", "optimal", "all on time", "")
 
 
 def by_node(policy: Policy) -> Policy:
@@ -73,6 +73,7 @@ def _plan(policy: Policy, problem: Problem, nodes: dict[str, list[Gpu]], budget_
         again_at=again_at,
         decision=_merged([plan.decision for plan in plans]),
         unplanned=tuple(unplanned),
+        interrupted=tuple(request_id for plan in plans for request_id in plan.interrupted),
     )
 
 
@@ -100,6 +101,15 @@ def _part(problem: Problem, gpus: Sequence[Gpu], requests: Sequence[Request]) ->
             for r in requests
         ),
         profile=problem.profile.limited(layout_of(here).max_degree),
+        running=tuple(
+            replace(
+                running,
+                request=replace(running.request, slots=tuple(s - base for s in running.request.slots)),
+                slots=tuple(s - base for s in running.slots),
+            )
+            for running in problem.running
+            if own.issuperset(running.slots)
+        ),
     )
 
 

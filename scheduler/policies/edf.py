@@ -5,13 +5,14 @@ fit runs narrower until it may go on wide, or waits for a reserved block, with o
 it. Idle GPUs speed up what runs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from scheduler.policies.batching import share
 from scheduler.policies.board import Board, Work
+from scheduler.policies.interrupt import take_back
 from scheduler.policies.lineup import Lineup, Ranking, line_up, on_time
 from scheduler.policies.spare import fill
-from scheduler.problem import Decision, Plan, Policy, Problem
+from scheduler.problem import Decision, Plan, Policy, Problem, Running
 
 
 def edf() -> Policy:
@@ -33,13 +34,16 @@ def by_deadline(works: Iterable[Work]) -> tuple[Work, ...]:
     return tuple(sorted(feasible, key=lambda work: (work.due, work.request.arrived_at, work.request.id)))
 
 
-def finish(lineup: Lineup, decision: Decision) -> Plan:
+def finish(lineup: Lineup, decision: Decision, under_way: Sequence[Running] = ()) -> Plan:
     """The plan of a line-up, with GPUs that no deadline needs put to use: others' work, then scale-up.
 
-    Who would wait all the same shares the steps of others, where the profile says that it pays.
+    Who would wait all the same shares the steps of others, where the profile says that it pays. A line-up of
+    `interrupt.interrupted` comes with the orders `under_way`.
     """
+    interrupted = take_back(lineup, under_way)
     fill(lineup)
     lineup.widen()
     late = tuple(work.request.id for work in lineup.board.works if work.late)
-    assignments = share(lineup.board.problem, lineup.assignments())
-    return Plan(assignments, late, decision=decision)
+    busy = {running.request.id for running in under_way}
+    assignments = share(lineup.board.problem, lineup.assignments(), busy)
+    return Plan(assignments, late, decision=decision, interrupted=interrupted)

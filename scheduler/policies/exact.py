@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from scheduler.policies.board import Board
 from scheduler.policies.edf import by_deadline, finish
 from scheduler.policies.fluid import Program, Row, Solution, build, tasks
+from scheduler.policies.interrupt import interrupted
 from scheduler.policies.lineup import Lineup, Ranking, follow, line_up, on_time
 from scheduler.policies.mix import TOLERANCE
 from scheduler.policies.search import give_up, hurry, improve, promote
@@ -22,6 +23,9 @@ Solver = Callable[[Program, Sequence[Row], frozenset[int], float], Solution]
 
 SEARCH_EFFORT = 400
 """Placements to spend on a better line-up before the solver is asked."""
+MOVES = (hurry, promote, give_up)
+JUST_NOW_S = 0.05
+"""Arrivals of so long ago have their first plan now."""
 MAX_WORKS = 24
 """With more requests that could be on time, the solver would not get far in the time there is."""
 SPARES_S = (0.0, 0.15, 0.4)
@@ -33,25 +37,45 @@ def exact(solver: Solver, overrun_s: float) -> Policy:
 
     def plan(problem: Problem, budget_s: float) -> Plan:
         until = time.perf_counter() + budget_s - overrun_s
-        board = Board(problem)
-        order = by_deadline(board.works)
-        first = line_up(board, Ranking(order))
+        board = Board(interrupted(problem) if _has_arrival(problem) else problem)
+        first = best = line_up(board, Ranking(by_deadline(board.works)))
         if _all_on_time(first) or budget_s <= overrun_s:
-            return finish(first, _decision("heuristic", first))
-        if not any(map(board.startable, board.works)) or not board.free:
-            # No order can be given now, and what will be possible is for later plans to see.
-            return finish(first, Decision("heuristic", "nothing to give", on_time(first), _possible(first)))
-        best = improve(first, (hurry, promote, give_up), SEARCH_EFFORT)
-        source = "search" if _value(best) > _value(first) else "heuristic"
+            return _finish(problem, first, _decision("heuristic", first))
+        if _can_give(board):
+            best = improve(first, MOVES, SEARCH_EFFORT)
+        if not _all_on_time(best) and problem.running:
+            board = Board(interrupted(problem))
+            other = improve(line_up(board, Ranking(by_deadline(board.works))), MOVES, SEARCH_EFFORT)
+            if on_time(other) > on_time(best) + TOLERANCE:
+                best = other
+        source = "search" if best is not first else "heuristic"
         if _all_on_time(best):
-            return finish(best, _decision(source, best))
-        found = _ask(solver, best, until)
+            return _finish(problem, best, _decision(source, best))
+        if not _can_give(board):
+            return _finish(problem, best, _decision(source, best, "nothing to give"))
+        found = _ask(solver, board, best, until)
         if found.lineup is not best:
             source, best = "solver", found.lineup
         decision = Decision(source, found.status, on_time(best), found.bound, found.build_s, found.solve_s)
-        return finish(best, decision)
+        return _finish(problem, best, decision)
 
     return plan
+
+
+def _has_arrival(problem: Problem) -> bool:
+    """Whether somebody has just come, who need not wait for the end of orders under way."""
+    since = problem.now - JUST_NOW_S
+    return bool(problem.running) and any(not r.slots and r.arrived_at > since for r in problem.requests)
+
+
+def _can_give(board: Board) -> bool:
+    """Whether any order can be given now; if not, what will be possible is for later plans to see."""
+    return board.free > 0 and any(map(board.startable, board.works))
+
+
+def _finish(problem: Problem, lineup: Lineup, decision: Decision) -> Plan:
+    """The plan of a line-up of the problem, or of what `interrupted` has made of it."""
+    return finish(lineup, decision, () if lineup.board.problem is problem else problem.running)
 
 
 @dataclass(slots=True)
@@ -65,10 +89,9 @@ class _Answer:
     solve_s: float = 0.0
 
 
-def _ask(solver: Solver, best: Lineup, until: float) -> _Answer:
+def _ask(solver: Solver, board: Board, best: Lineup, until: float) -> _Answer:
     """Ask for more on time than `best` has, until the program has no more or its answer can be run."""
-    board, order = best.board, best.ranking.order
-    answer = _Answer(best, _possible(best))
+    answer, order = _Answer(best, _possible(best)), by_deadline(board.works)
     if len(order) > MAX_WORKS:
         answer.status = "too many"
         return answer
@@ -94,7 +117,7 @@ def _ask(solver: Solver, best: Lineup, until: float) -> _Answer:
         if solution.values is None:
             break
         candidate = follow(board, Ranking(order), tasks(program, solution.values))
-        if _value(candidate) > _value(best):
+        if on_time(candidate) > on_time(best) + TOLERANCE:
             answer.lineup = candidate
             break
     return answer
@@ -108,9 +131,9 @@ def _all_on_time(lineup: Lineup) -> bool:
     return on_time(lineup) >= _possible(lineup) - TOLERANCE
 
 
-def _decision(source: str, lineup: Lineup) -> Decision:
-    """Of a line-up that the solver was not asked about."""
-    status = "all on time" if _all_on_time(lineup) else "out of time"
+def _decision(source: str, lineup: Lineup, why: str = "out of time") -> Decision:
+    """Of a line-up that the solver was not asked about, if not because it has all on time, then for `why`."""
+    status = "all on time" if _all_on_time(lineup) else why
     return Decision(source, status, on_time(lineup), _possible(lineup))
 
 

@@ -283,6 +283,10 @@ class Lineup:
 
     # Books.
 
+    def reserved(self, slots: Iterable[int]) -> float:
+        """When the first reservation on one of the slots begins."""
+        return min(self._reserved[slot] for slot in slots)
+
     def _startable(self, work: Work) -> bool:
         """Whether the work can be given an order now and has none yet."""
         return self.board.startable(work) and work.request.id not in self.pieces

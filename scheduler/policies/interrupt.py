@@ -1,0 +1,44 @@
+"""What could be had if orders under way ended at their next step: room for whom an order came too early.
+
+An order is a round long and may be given a lead ahead, so that a request with no time to lose can find
+all GPUs taken for as long. Its steps cannot be interrupted, but the order can.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from scheduler.placement import mask_of
+from scheduler.policies.lineup import Lineup
+from scheduler.problem import Problem, Running
+
+
+def interrupted(problem: Problem) -> Problem:
+    """The problem as if all orders under way that can end at their next step did so."""
+    rest = {running.request.id: running.request for running in problem.running}
+    ends = {slot: running.ends for running in problem.running for slot in running.slots}
+    return replace(
+        problem,
+        gpus=tuple(replace(gpu, free_at=ends.get(gpu.slot, gpu.free_at)) for gpu in problem.gpus),
+        requests=tuple(rest.get(request.id, request) for request in problem.requests),
+    )
+
+
+def take_back(lineup: Lineup, under_way: Sequence[Running]) -> tuple[str, ...]:
+    """Who of those `under_way` has to be interrupted for a line-up of `interrupted`.
+
+    What the line-up would give them comes later: it is dropped.
+
+    An order goes on where the line-up would only go on with it, or does not need its GPUs in its time.
+    """
+    own = {r.request.id: lineup.pieces.pop(r.request.id, None) for r in under_way}
+    members = lineup.board.layout.members
+    given = mask_of(slot for piece in lineup.pieces.values() for slot in members[piece.block])
+    found = []
+    for r in under_way:
+        piece, slots = own[r.request.id], mask_of(r.slots)
+        goes_on = piece is not None and piece.block == slots
+        if not goes_on and (slots & given or lineup.reserved(r.slots) < r.until):
+            found.append(r.request.id)
+        else:
+            lineup.free &= ~slots
+    return tuple(found)
