@@ -239,10 +239,11 @@ class Group:
         meeting = Meeting(store, self.name, name)
         self._store, self._meeting = store, meeting
         meeting.arrive(self.rank, self._held.generation, self._world.port)
-        if self.leads:
-            self._preside(meeting, store, generations, timeout_s, check)
         try:
-            agreement = meeting.result(timeout_s, self.check)
+            if self.leads:
+                agreement = self._preside(meeting, store, generations, timeout_s, check)
+            else:
+                agreement = meeting.result(timeout_s, self.check)
         except Missing as missing:
             lost = [self.slots[rank] for rank in missing.ranks]
             raise GroupAborted(f"slots {lost} did not come to {self.name} in {timeout_s:g} s", lost) from None
@@ -262,7 +263,7 @@ class Group:
         generations: Iterator[int],
         timeout_s: float,
         check: Callable[[], None],
-    ) -> None:
+    ) -> Agreement:
         """The leader's part of a meeting: which generation of the group they go on with."""
 
         def look() -> None:
@@ -275,7 +276,8 @@ class Group:
         try:
             came = meeting.await_all(self.degree, timeout_s, look)
         except CalledOff as off:
-            return meeting.call_off(str(off))
+            meeting.call_off(str(off))
+            raise
         except Missing as missing:
             return meeting.give_up(missing)
         # All are here, so nobody reads what was written for earlier meetings any more.

@@ -71,18 +71,22 @@ class Meeting:
             raise Missing([r for r, key in enumerate(arrivals) if not self._store.check([key])]) from None
         return [_agreement(value.decode().split()) for value in values]
 
-    def settle(self, agreement: Agreement) -> None:
-        """The leader says what they go on with, unless the meeting is called off in this very moment."""
-        ports = " ".join(map(str, agreement.ports))
-        self._store.compare_set(self._answer, "", f"go {agreement.generation} {ports}")
+    def settle(self, agreement: Agreement) -> Agreement:
+        """The leader says what they go on with, unless the meeting is called off in this very moment.
 
-    def give_up(self, missing: Missing) -> None:
-        """The leader says who is missing."""
-        self._store.compare_set(self._answer, "", f"missing {' '.join(map(str, missing.ranks))}")
+        Raises:
+            CalledOff: it is.
+        """
+        ports = " ".join(map(str, agreement.ports))
+        return _verdict(self._answer_with(f"go {agreement.generation} {ports}"))
+
+    def give_up(self, missing: Missing) -> Agreement:
+        """The leader says who is missing, and raises that, or CalledOff."""
+        return _verdict(self._answer_with(f"missing {' '.join(map(str, missing.ranks))}"))
 
     def call_off(self, reason: str) -> None:
         """A member says that the order is not to begin, unless all have agreed to begin it already."""
-        self._store.compare_set(self._answer, "", f"off {reason or 'without a reason'}")
+        self._answer_with(f"off {reason or 'without a reason'}")
 
     def called_off(self) -> str:
         """Why it was called off; empty where it was not."""
@@ -99,22 +103,19 @@ class Meeting:
             Missing: the leader has waited in vain.
             TimeoutError: the leader itself is missing.
         """
+        try:
+            (answer,) = rendezvous.wait(self._store, [self._answer], timeout_s, look)
+        except TimeoutError:
+            if not self._store.check([f"{self._prefix}0"]):
+                raise
+            # It has come, late itself, and is the one who says who is missing.
+            patience = timeout_s + rendezvous.EXCHANGE_TIMEOUT_S
+            (answer,) = rendezvous.wait(self._store, [self._answer], patience, look)
+        return _verdict(answer)
 
-        def look_here() -> None:
-            look()
-            if reason := self.called_off():
-                raise CalledOff(reason)
-
-        rendezvous.wait(self._store, [f"{self._prefix}0"], timeout_s, look_here)
-        # Longer than the leader's patience: it is the leader who says who is missing.
-        patience = timeout_s + rendezvous.EXCHANGE_TIMEOUT_S
-        (answer,) = rendezvous.wait(self._store, [self._answer], patience, look)
-        verdict, _, rest = answer.decode().partition(" ")
-        if verdict == "off":
-            raise CalledOff(rest)
-        if verdict == "missing":
-            raise Missing([int(rank) for rank in rest.split()])
-        return _agreement(rest.split())
+    def _answer_with(self, answer: str) -> bytes:
+        """Give this answer, unless there is one; the one that stands."""
+        return self._store.compare_set(self._answer, "", answer)
 
     def publish(self, key: str, value: bytes) -> None:
         """The leader tells the others something."""
@@ -127,6 +128,15 @@ class Meeting:
             TimeoutError: nothing came in time.
         """
         return rendezvous.wait(self._store, [f"{self._prefix}say/{key}"], timeout_s, look)[0]
+
+
+def _verdict(answer: bytes) -> Agreement:
+    verdict, _, rest = answer.decode().partition(" ")
+    if verdict == "off":
+        raise CalledOff(rest)
+    if verdict == "missing":
+        raise Missing([int(rank) for rank in rest.split()])
+    return _agreement(rest.split())
 
 
 def _agreement(words: Sequence[str]) -> Agreement:

@@ -12,7 +12,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent import futures
 from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
@@ -24,7 +23,7 @@ EXCHANGE_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 1.0
 
 _POLL_S = 0.0002
-_SLOWEST_POLL_S = 0.002
+_SLOWEST_POLL_S = 0.001
 
 
 class StoreServer:
@@ -72,6 +71,10 @@ class RemoteStore:
         """The value of a key that is there."""
         return bytes(self._call(self.native.get, key))
 
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        """The values of keys that are there."""
+        return [bytes(value) for value in self._call(self.native.multi_get, keys)]
+
     def set(self, key: str, value: str | bytes) -> None:
         """Write a value."""
         self._call(self.native.set, key, value)
@@ -85,11 +88,11 @@ class RemoteStore:
             raise ConnectionError("the store did not answer before")
         future: Future[Any] = Future()
         self._calls.put((future, exchange, words))
-        done, _ = futures.wait([future], EXCHANGE_TIMEOUT_S)
-        if not done:
+        try:
+            return future.result(EXCHANGE_TIMEOUT_S)
+        except TimeoutError:
             self._silent = True
-            raise ConnectionError(f"the store has not answered for {EXCHANGE_TIMEOUT_S:g} s")
-        return future.result()
+            raise ConnectionError(f"the store has not answered for {EXCHANGE_TIMEOUT_S:g} s") from None
 
 
 def _answer(calls: queue.SimpleQueue[Any]) -> None:
@@ -154,7 +157,7 @@ def wait(
             raise TimeoutError(f"waited {timeout_s:g} s")
         time.sleep(pause)
         pause = min(pause * 1.5, _SLOWEST_POLL_S)
-    return [store.get(key) for key in wanted]
+    return store.multi_get(wanted)
 
 
 def clear(store: dist.Store, *prefixes: str) -> None:
