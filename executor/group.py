@@ -134,7 +134,7 @@ class Group:
         self._store.set(f"{name}/made/{rank}", b"")
         made = [f"{name}/made/{peer}" for peer in range(size)]
         with self._faults():
-            rendezvous.wait(self._store, made, CONNECT_TIMEOUT_S, self._check_alive)
+            rendezvous.wait(self._store, made, CONNECT_TIMEOUT_S, self.check, self._left)
         return link.pg
 
     def publish(self, key: str, value: bytes) -> None:
@@ -158,7 +158,7 @@ class Group:
         if not self._meeting:
             raise RuntimeError("a group of one has nobody to tell it anything")
         with self._faults():
-            return self._meeting.read(key, timeout_s, self._check_alive)
+            return self._meeting.read(key, timeout_s, self.check, self._left)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -209,10 +209,9 @@ class Group:
         if self._aborted:
             raise self._aborted
 
-    def _check_alive(self) -> None:
-        self.check()
-        if any(link.broken() for link in self._links):
-            raise GroupAborted(f"a member has left {self.name}")
+    def _left(self) -> GroupAborted | None:
+        gone = any(link.broken() for link in self._links)
+        return GroupAborted(f"a member has left {self.name}") if gone else None
 
     @contextmanager
     def _faults(self) -> Iterator[None]:

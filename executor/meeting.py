@@ -121,13 +121,20 @@ class Meeting:
         """The leader tells the others something."""
         self._store.set(f"{self._prefix}say/{key}", value)
 
-    def read(self, key: str, timeout_s: float, look: Callable[[], None]) -> bytes:
-        """What the leader has told under this key, once it has. `look` ends the wait by raising.
+    def read(
+        self,
+        key: str,
+        timeout_s: float,
+        look: Callable[[], None],
+        left: Callable[[], Exception | None] = lambda: None,
+    ) -> bytes:
+        """What the leader has told under this key, once it has. `look` ends the wait by raising, `left`
+        says what to raise where a member is gone.
 
         Raises:
             TimeoutError: nothing came in time.
         """
-        return rendezvous.wait(self._store, [f"{self._prefix}say/{key}"], timeout_s, look)[0]
+        return rendezvous.wait(self._store, [f"{self._prefix}say/{key}"], timeout_s, look, left)[0]
 
 
 def _verdict(answer: bytes) -> Agreement:

@@ -138,11 +138,16 @@ def connect(address: str) -> RemoteStore:
 
 
 def wait(
-    store: dist.Store | RemoteStore, keys: Sequence[str], timeout_s: float, check: Callable[[], None]
+    store: dist.Store | RemoteStore,
+    keys: Sequence[str],
+    timeout_s: float,
+    check: Callable[[], None],
+    left: Callable[[], Exception | None] = lambda: None,
 ) -> list[bytes]:
     """The values of `keys`, once all are there.
 
-    `check` is called between looks and ends the wait by raising. It polls: torch's own blocking wait
+    `check` is called between looks and ends the wait by raising; `left` says what to raise where those who
+    would write are gone, and what they wrote before they went counts. It polls: torch's own blocking wait
     cannot be interrupted, and with short time-outs it has been seen to stall for the store's time-out.
 
     Raises:
@@ -151,13 +156,17 @@ def wait(
     wanted = list(keys)
     deadline = time.monotonic() + timeout_s
     pause = _POLL_S
-    while not store.check(wanted):
+    while True:
+        gone = left()
+        if store.check(wanted):
+            return store.multi_get(wanted)
+        if gone:
+            raise gone
         check()
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:g} s")
         time.sleep(pause)
         pause = min(pause * 1.5, _SLOWEST_POLL_S)
-    return store.multi_get(wanted)
 
 
 def clear(store: dist.Store, *prefixes: str) -> None:

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 
 from bench.crew import COLLECTIVE_TIMEOUT_S, Crew, Failed, Worker
-from executor.groups import CalledOff, Groups, Member
+from executor import rendezvous
+from executor.groups import CalledOff, GroupAborted, Groups, Member
 from executor.image import ImageSpec
 from executor.profiler import warm_up
 
@@ -137,6 +138,27 @@ def test_a_leader_that_says_nothing_is_named(crew):
     answers = crew.run({0: (nothing, ([0, 1], "mute")), 1: (listen, ([0, 1], "mute", 0.3))}, check=False)
     assert (answers[1].kind, answers[1].lost) == ("GroupAborted", (0,))
     assert sums(crew, [0, 1], "mute no more") == [11]
+
+
+def test_what_a_member_wrote_before_it_left_counts():
+    """It writes and leaves between two looks of who waits for it."""
+
+    class Store:
+        written = False
+
+        def check(self, _: list[str]) -> bool:
+            before, self.written = self.written, True
+            return before
+
+        def multi_get(self, _: list[str]) -> list[bytes]:
+            return [b"so long"]
+
+    store = Store()
+    gone = lambda: GroupAborted("a member has left") if store.written else None  # noqa: E731
+    assert rendezvous.wait(store, ["word"], 5, lambda: None, gone) == [b"so long"]
+    store.check = lambda _: False
+    with pytest.raises(GroupAborted, match="left"):
+        rendezvous.wait(store, ["word"], 5, lambda: None, gone)
 
 
 def publish_as_member(worker: Worker, slots: list[int]) -> None:
