@@ -13,7 +13,7 @@ import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from executor import pipelines
+from executor import devices, pipelines
 from executor.builtin import checkpoint
 from executor.calibration import Calibration
 from executor.config import Config
@@ -55,7 +55,7 @@ def run(config: Config) -> None:
         Broken: it has failed.
     """
     torch.set_num_threads(config.threads)
-    device = _device(config.device)
+    device = devices.find(config.device)
     folder = config.model or checkpoint(config.cache)
     log.info("loading model", folder=folder, device=device, dtype=config.dtype)
     dtype = pipelines.DTYPES[config.dtype]
@@ -180,17 +180,6 @@ def _signals() -> asyncio.Event:
 async def _ended(thread: threading.Thread, timeout: float) -> bool:
     await asyncio.to_thread(thread.join, timeout)
     return not thread.is_alive()
-
-
-def _device(name: str) -> torch.device:
-    """The device, which must be there."""
-    device = torch.device("cuda:0" if name == "cuda" else name)
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if not torch.cuda.is_available() or (device.index or 0) >= count:
-            raise ValueError(f"--device: there is no {device}; torch sees {count} CUDA devices")
-        torch.cuda.set_device(device)
-    return device
 
 
 def _can_draw(pipeline: Pipeline, width: int, height: int) -> bool:

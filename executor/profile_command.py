@@ -206,10 +206,9 @@ def _run(
 def _check_gpus(device: str, members: int) -> None:
     import torch
 
-    first = int(device.partition(":")[2] or 0)
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if first >= count:
-        raise ValueError(f"--device: there is no cuda:{first}; torch sees {count} CUDA devices")
+    from executor import devices
+
+    first, count = devices.find(device).index or 0, torch.cuda.device_count()
     if first + members > count:
         raise ValueError(
             f"--degrees: {members} need {members} GPUs from {device} on, and torch sees {count}; "

@@ -23,7 +23,7 @@ from typing import Self
 
 import torch
 
-from executor import pipelines, profiler
+from executor import devices, pipelines, profiler
 from executor.calibration import Wish
 from executor.groups import GroupAborted, Groups, Member
 from executor.pipelines import Pipeline
@@ -61,9 +61,7 @@ class Setup:
     def load(self) -> Pipeline:
         """The model on its device. ModelError: it cannot be loaded."""
         torch.set_num_threads(self.threads)
-        device = torch.device("cuda:0" if self.device == "cuda" else self.device)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        device = devices.find(self.device)
         dtype = pipelines.DTYPES[self.dtype]
         return pipelines.load(
             self.folder, device, dtype, attention=self.attention, compile_mode=self.compile_mode

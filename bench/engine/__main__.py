@@ -82,9 +82,11 @@ def main(
         python -m bench.engine --part models --models tiny --sizes 128x128 --degrees 1,2   # to try it
     """
     from bench.engine import figures
+    from executor import devices
 
     try:
         check_device(device)
+        devices.find(device)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     on_gpu = device != "cpu"

@@ -64,7 +64,15 @@ def test_steps_in_the_service_are_held_against_the_bare_loop_of_the_same_thread(
     assert values["the same, CPU time of the thread"] < ours
 
 
-def line(order: int, begin: float, meeting: float | None, calls: list, degree: int, ahead: int = 1) -> dict:
+def line(
+    order: int,
+    begin: float,
+    meeting: float | None,
+    calls: list,
+    degree: int,
+    ahead: int = 1,
+    fetch: list[float] | None = None,
+) -> dict:
     end = calls[-1][1]
     cpu = sum(b - a for a, b in calls)
     return {
@@ -78,6 +86,7 @@ def line(order: int, begin: float, meeting: float | None, calls: list, degree: i
         "cpu": cpu + 0.25,
         "computed": cpu,
         "meeting": meeting and [meeting, meeting],
+        "fetch": fetch,
     }
 
 
@@ -95,9 +104,29 @@ def test_gaps_are_told_apart():
     assert values["between steps of an order"] == pytest.approx(100 * 0.5 / 13)
     assert values["between orders"] == pytest.approx(100 * (1.0 + 0.5 + 0.0) / 13)
     assert values["the same, CPU time of the thread"] == pytest.approx(100 * 6 * 0.25 / 13)
-    assert values["waiting for members that still compute"] == pytest.approx(100 * 2.0 / 13)
+    assert values["waiting for states and members that are not ready"] == pytest.approx(100 * 2.0 / 13)
     assert values["without an order"] == pytest.approx(100 * 3.0 / 13)
     assert values["an order of two begins, another degree than before"] == pytest.approx(500)
+
+
+def test_waiting_for_a_state_that_is_still_computed_is_no_gap():
+    one = [
+        line(1, 0.0, None, [[0.0, 4.0]], 1),
+        line(3, 4.0, None, [[7.0, 8.0]], 1, fetch=[4.5, 6.5]),  # the other has computed it at 6.0
+        line(4, 8.0, None, [[9.0, 10.0]], 1, fetch=[8.25, 8.75]),  # it was there
+    ]
+    other = [line(2, 2.0, None, [[2.0, 6.0]], 1)]
+    values = {figure.what: figure.value for figure in _gaps([one, other])}
+    assert values["between orders"] == pytest.approx(100 * (3.0 - 1.5 + 1.0) / 10)
+    assert values["waiting for states and members that are not ready"] == pytest.approx(100 * 1.5 / 10)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+@pytest.mark.parametrize("words", [[], ["--part", "one-rank"], ["--part", "overhead"]])
+def test_a_gpu_that_is_not_there_is_named(words: list[str]):
+    result = CliRunner().invoke(main, ["--device", "cuda:0", *words])
+    assert result.exit_code == 1
+    assert "--device: there is no cuda:0; torch sees 0 CUDA devices" in result.output
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("flux1-dev", 11.9e9), ("sd3-medium", 2.03e9)])
