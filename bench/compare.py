@@ -1,5 +1,6 @@
 """Policies side by side over seeds: means with intervals, and differences seed by seed."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from bench.trials import BOUND, Record
 class Line:
     """One policy (or the bound) in a comparison; None where a figure makes no sense.
 
-    `sar` is by weight. `gain` is the paired difference of SAR to the first policy.
+    `sar` is by weight, NaN without deadlines. `gain` is the paired difference of SAR to the first policy.
     """
 
     policy: str
@@ -34,12 +35,12 @@ def lines(records: Sequence[Record]) -> list[Line]:
         policy: sorted((r for r in records if r["policy"] == policy), key=lambda r: int(r["seed"]))
         for policy in policies
     }
-    first = [record["sar_weighted"] for record in by_policy[policies[0]]]
+    first = [_sar(record) for record in by_policy[policies[0]]]
     return [_line(policy, by_policy[policy], first, policy == policies[0]) for policy in policies]
 
 
 def _line(policy: str, records: Sequence[Record], first: Sequence[float], is_first: bool) -> Line:
-    sars = [record["sar_weighted"] for record in records]
+    sars = [_sar(record) for record in records]
 
     def figure(*path: str) -> Estimate | None:
         values: list[float] = []
@@ -64,6 +65,10 @@ def _line(policy: str, records: Sequence[Record], first: Sequence[float], is_fir
         switches=figure("switches") if known else None,
         decision_p99_ms=max(r["decision_ms"]["p99"] for r in records) if known else None,
     )
+
+
+def _sar(record: Record) -> float:
+    return math.nan if record["sar_weighted"] is None else float(record["sar_weighted"])
 
 
 HEADER = (
@@ -102,7 +107,7 @@ def cells(line: Line) -> tuple[str, ...]:
 
 def show(value: Estimate | None, factor: float, digits: int, sign: bool = False) -> str:
     """An estimate as text, such as "76.4 ±1.2"."""
-    if value is None:
+    if value is None or math.isnan(value.mean):
         return "-"
     mean = f"{factor * value.mean:{'+' if sign else ''}.{digits}f}"
     return mean if value.half_width == float("inf") else f"{mean} ±{factor * value.half_width:.{digits}f}"

@@ -26,7 +26,7 @@ def estimate(samples: Sequence[float]) -> Estimate:
     if not samples:
         raise ValueError("no sample to take the mean of")
     mean = statistics.fmean(samples)
-    if len(samples) == 1:
+    if len(samples) == 1 or math.isnan(mean):
         return Estimate(mean, math.inf)
     spread = statistics.stdev(samples) / math.sqrt(len(samples))
     return Estimate(mean, float(student.ppf(0.975, len(samples) - 1)) * spread)

@@ -172,6 +172,15 @@ def test_compare_shows_policies_side_by_side():
     assert "name each policy once" in call("compare", "--policies", "edf,edf", status=2)
 
 
+def test_without_deadlines_latencies_are_compared(tmp_path):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,width,height,steps,deadline_s\n0,512,512,9,\n1,256,256,9,\n")
+    output = call("compare", "--policies", "edf,srtf", "--trace", trace, "--seeds", 2, "--jobs", 1)
+    (srtf,) = [line for line in output.splitlines() if "srtf" in line]
+    assert [cell.strip() for cell in srtf.split("│")][1:5] == ["srtf", "-", "-", "-"]
+    assert "nan" not in output
+
+
 def test_paper_writes_everything_and_resumes(tmp_path):
     words = ["paper", "--quick", "--policies", "edf", "--jobs", 1, "--out", tmp_path, "--groups", "bursts"]
     assert str(tmp_path / "tables.md") in call(*words)
