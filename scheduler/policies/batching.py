@@ -5,7 +5,7 @@ who runs already: each of its steps takes longer. So only those orders are share
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from scheduler.policies.mix import TOLERANCE
@@ -32,15 +32,10 @@ def share(
     The order ends no later than before: it has fewer steps where these take longer. The requests `busy` have
     orders already.
     """
-    requests = {request.id: request for request in problem.requests}
     given = {*busy, *(request_id for a in assignments for request_id in a.request_ids)}
-    hosts: dict[tuple[object, ...], list[_Host]] = defaultdict(list)
-    for index, assignment in enumerate(assignments):
-        members = [requests[request_id] for request_id in assignment.request_ids]
-        if assignment.stage is Stage.DENOISING and not members[0].alone:
-            hosts[members[0].batch_key].append(_Host(problem, index, assignment, members))
+    hosts = _hosts(problem, assignments)
     shared = list(assignments)
-    for request in _waiting(problem, given):
+    for request in _waiting(problem, given, Stage.DENOISING):
         open_hosts = hosts[request.batch_key] = [h for h in hosts[request.batch_key] if h.has_room()]
         fits = [host for host in open_hosts if host.takes(request)]
         if fits:
@@ -50,12 +45,45 @@ def share(
     return tuple(shared)
 
 
-def _waiting(problem: Problem, given: Iterable[str]) -> list[Request]:
-    given = set(given)
+def encode_first(
+    problem: Problem, assignments: Sequence[Assignment], busy: Collection[str] = ()
+) -> tuple[Assignment, ...]:
+    """The orders, with encodings in place of some, so that these can be shared by the next plan.
+
+    Who waits for a GPU is not encoded either, and so could share no steps. It goes first where an order of
+    its size and of one GPU can afford to wait for it, under the rules of `share`.
+    """
+    given = {*busy, *(request_id for a in assignments for request_id in a.request_ids)}
+    hosts, encode = _hosts(problem, assignments), problem.profile.encode()
+    able = {gpu.slot for gpu in problem.gpus if Stage.ENCODING in gpu.roles}
+    put_off = list(assignments)
+    for request in _waiting(problem, given, Stage.ENCODING):
+        found = hosts[request.batch_key]
+        fits = (h for h in found if h.assignment.slots[0] in able and h.waits_for(request, encode))
+        host = next(fits, None)
+        if host is not None:
+            found.remove(host)
+            begin, slots = host.assignment.begin, host.assignment.slots
+            put_off[host.index] = Assignment((request.id,), Stage.ENCODING, slots, 0, begin, begin + encode)
+    return tuple(put_off)
+
+
+def _hosts(problem: Problem, assignments: Sequence[Assignment]) -> dict[tuple[object, ...], "list[_Host]"]:
+    """The orders that others could share, by what must be equal."""
+    requests = {request.id: request for request in problem.requests}
+    hosts: dict[tuple[object, ...], list[_Host]] = defaultdict(list)
+    for index, assignment in enumerate(assignments):
+        members = [requests[request_id] for request_id in assignment.request_ids]
+        if assignment.stage is Stage.DENOISING and not members[0].alone:
+            hosts[members[0].batch_key].append(_Host(problem, index, assignment, members))
+    return hosts
+
+
+def _waiting(problem: Problem, given: Collection[str], stage: Stage) -> list[Request]:
     waiting = [
         (problem.is_late(r), r.deadline, r.arrived_at, r.id, r)
         for r in problem.requests
-        if r.stage is Stage.DENOISING and r.ready_at <= problem.horizon and not r.alone and r.id not in given
+        if r.stage is stage and r.ready_at <= problem.horizon and not r.alone and r.id not in given
     ]
     return [r for late, *_, r in sorted(waiting, key=lambda w: w[:-1]) if not (late and r.drop_late)]
 
@@ -98,11 +126,23 @@ class _Host:
             return False
         return all(self.problem.is_late(member) or self._affords(member) for member in self.members)
 
-    def _affords(self, member: Request) -> bool:
+    def waits_for(self, request: Request, encode: float) -> bool:
+        """Whether the order can begin later by an encoding, to be shared by its request then."""
+        problem, begin = self.problem, self.assignment.begin + encode
+        encoded = replace(request, stage=Stage.DENOISING, ready_at=begin)
+        return (
+            self.assignment.degree == 1
+            and self.has_room()
+            and not any(map(problem.is_late, self.members))
+            and all(self._affords(member, encode) for member in self.members)
+            and not problem.is_late(encoded)
+        )
+
+    def _affords(self, member: Request, delay: float = 0.0) -> bool:
         problem, batch = self.problem, len(self.members) + 1
         together = self._next_steps
         seconds = together * self._step(batch) + (member.steps - together) * self._step(1)
-        end = self.assignment.begin + seconds
+        end = self.assignment.begin + delay + seconds
         # Those who step together also want to be decoded at the same moment.
         spare = SPARE_ROUNDS * problem.round_s + problem.margin_s
         return end + batch * self._decode + spare <= member.deadline

@@ -7,7 +7,7 @@ it. Idle GPUs speed up what runs.
 
 from collections.abc import Iterable, Sequence
 
-from scheduler.policies.batching import share
+from scheduler.policies.batching import encode_first, share
 from scheduler.policies.board import Board, Work
 from scheduler.policies.interrupt import take_back
 from scheduler.policies.lineup import Lineup, Ranking, line_up, on_time
@@ -45,5 +45,6 @@ def finish(lineup: Lineup, decision: Decision, under_way: Sequence[Running] = ()
     lineup.widen()
     late = tuple(work.request.id for work in lineup.board.works if work.late)
     busy = {running.request.id for running in under_way}
-    assignments = share(lineup.board.problem, lineup.assignments(), busy)
+    assignments = encode_first(lineup.board.problem, lineup.assignments(), busy)
+    assignments = share(lineup.board.problem, assignments, busy)
     return Plan(assignments, late, decision=decision, interrupted=interrupted)
