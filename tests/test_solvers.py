@@ -3,6 +3,7 @@
 import itertools
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,6 +160,17 @@ def test_out_of_time_the_heuristic_stands(name, seed):
     plan, fallback = resolve(name)(moment, 0.0), resolve("edf")(moment, 0.0)
     assert plan.assignments == fallback.assignments
     assert plan.late == fallback.late
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_ctrl_c_is_whose_it_was():
+    def caught() -> str:
+        status = Path("/proc/self/status").read_text()
+        return next(line for line in status.splitlines() if line.startswith("SigCgt"))
+
+    board, before = Board(problem(3, 10, 8)), caught()
+    assert cp_sat.solve(build(board, by_deadline(board.works)), [], frozenset(), PATIENT).values
+    assert caught() == before
 
 
 def test_a_solver_without_an_answer_leaves_the_heuristic_standing():

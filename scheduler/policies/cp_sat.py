@@ -50,6 +50,8 @@ def solve(program: Program, more: Sequence[Row], start: frozenset[int], seconds:
     solver.parameters.max_deterministic_time = EFFORT
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = 0
+    # It would take Ctrl-C for itself, and give it to the system's default afterwards.
+    solver.parameters.catch_sigint_signal = False
     # The programs are small and nearly linear: cuts decide them, and presolving takes longer than solving.
     solver.parameters.linearization_level = 2
     solver.parameters.cp_model_presolve = False
