@@ -108,7 +108,7 @@ class Rounds:
             raise ValueError(f"request id {submission.id!r} is in use")
         tracked = Tracked.new(submission, now if arrived_at is None else arrived_at)
         tracked.checkpoint = checkpoint
-        self._view.demand.note(submission, self.work(submission.steps))
+        self._view.demand.note(now, submission, self.work(submission.steps))
         self.requests[tracked.id] = self._active[tracked.id] = tracked
         self._nodes.add(tracked)
         tracked.promised = promised

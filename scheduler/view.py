@@ -106,7 +106,7 @@ class View:
             requests=tuple([self.outstanding(tracked, never) for tracked in waiting]),
             profile=profile,
             margin_s=self.config.margin_s,
-            slack_s=self.demand.slack(profile),
+            slack_s=self.demand.slack(now, profile),
             scale_up=self.config.scale_up,
             running=tuple(self._running(now, gpus)),
         )

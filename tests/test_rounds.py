@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from bench.conditions import Conditions
 from bench.simulator import Arrival, Simulation
 from scheduler.config import Config
+from scheduler.demand import Demand
+from scheduler.policies import resolve
+from scheduler.profile import Profile, StepTime
 from scheduler.tracking import Submission
 
 requests = st.lists(
@@ -50,3 +53,27 @@ def test_every_request_ends_whatever_the_policy(wanted, gpus, seed, lead, decisi
     assert math.isclose(
         outcomes.tally.busy_seconds, sum(tracked.gpu_seconds for tracked in outcomes.requests), abs_tol=1e-6
     )
+
+
+ALONE = Profile([StepTime("step", 512, 512, 1, 1, 0.2)])
+
+
+def test_one_tight_deadline_long_ago_keeps_nobody_from_an_idle_gpu():
+    tight = Arrival(0.0, Submission("tight", 512, 512, 10, 2.11))
+    patient = Arrival(30.0, Submission("patient", 512, 512, 10))
+    outcomes = Simulation(resolve("edf"), ALONE, 1, [tight, patient]).run()
+    assert outcomes.requests[0].late is False
+    assert outcomes.requests[1].finished_at < 30 + 3
+
+
+def test_the_more_often_somebody_comes_who_cannot_wait_the_shorter_others_may_run():
+    slacks = []
+    for tight in (0, 1, 10, 50):
+        demand = Demand()
+        for number in range(100):
+            deadline = 2.01 if number < tight else 5.0
+            demand.note(float(number), Submission(f"r{number}", 512, 512, 10, deadline), 10)
+        slacks.append(demand.slack(100.0, ALONE))
+    assert slacks[0] == 3.0
+    assert slacks == sorted(slacks, reverse=True)
+    assert 0.01 < slacks[-1] < 0.05
