@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from chaos import check_books, check_steps
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from bench.simulator import Arrival, Outcomes, Simulation
 from scheduler.config import Config
 from scheduler.policies import resolve
-from scheduler.policies.batching import share
+from scheduler.policies.batching import encode_first, share
 from scheduler.problem import Assignment, Gpu, Problem, Request, Stage
 from scheduler.profile import Profile, StepTime
 from scheduler.tracking import Submission
@@ -128,3 +129,47 @@ def test_every_step_runs_once(seed, policy, gpus):
     check_books(outcomes, gpus)
     for tracked in outcomes.requests:
         check_steps(tracked)
+
+
+def to_encode(name: str, deadline: float = 5.0, **more: object) -> Request:
+    return replace(denoising(name, deadline=deadline), stage=Stage.ENCODING, **more)
+
+
+def test_who_would_share_steps_is_encoded_before_the_order_goes_on():
+    problem = moment(denoising("host", 30, 5.0), to_encode("a"), to_encode("b"))
+    (put_off,) = encode_first(problem, [order("host")])
+    assert put_off == Assignment(("a",), Stage.ENCODING, (0,), 0, 0.0, 0.01), "one at a time"
+    two = [order("host"), order("guest", slots=(1,))]
+    problem = moment(denoising("host", 30, 5.0), denoising("guest", 30, 5.0), to_encode("a"), to_encode("b"))
+    assert [a.request_ids for a in encode_first(problem, two)] == [("a",), ("b",)]
+
+
+@pytest.mark.parametrize(
+    ("host", "waiting", "growth"),
+    [
+        (denoising("host", 30, 5.0), to_encode("a", width=1024, height=1024), 0.25),
+        (denoising("host", 30, 5.0), to_encode("a", ready_at=1.0), 0.25),
+        (denoising("host", 30, 5.0), to_encode("a", deadline=0.1), 0.25),
+        (denoising("host", 30, 5.0), to_encode("a"), 0.97),
+        (denoising("host", 30, 0.87), to_encode("a"), 0.25),
+        (denoising("host", 30, 0.1), to_encode("a"), 0.25),
+    ],
+    ids=["size", "not free", "late", "gains nothing", "the host cannot wait", "the host is late"],
+)
+def test_nobody_else_is_encoded_first(host, waiting, growth):
+    given = (order("host"),)
+    assert encode_first(moment(host, waiting, times=profile(growth)), given) == given
+
+
+def test_nor_is_a_wide_order_held_up():
+    wide = (order("host", step=0.019, slots=(0, 1)),)
+    assert encode_first(moment(denoising("host", 30, 5.0), to_encode("a")), wide) == wide
+
+
+@pytest.mark.parametrize("policy", ["edf", "cp-sat"])
+def test_in_a_rush_edf_shares_steps_as_well(policy):
+    batched, paper = run(policy, 5.0), run("tetriserve", 5.0)
+    assert batched.rejected == 0
+    on_time = [sum(not t.late for t in outcomes.requests) for outcomes in (batched, paper)]
+    assert on_time[0] >= on_time[1] - 2
+    assert batched.tally.batches < 0.9 * sum(map(len, batched.tally.steps_run.values()))
