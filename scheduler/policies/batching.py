@@ -55,15 +55,16 @@ def encode_first(
     """
     given = {*busy, *(request_id for a in assignments for request_id in a.request_ids)}
     hosts, encode = _hosts(problem, assignments), problem.profile.encode()
-    able = {gpu.slot for gpu in problem.gpus if Stage.ENCODING in gpu.roles}
+    free_at = {gpu.slot: gpu.free_at for gpu in problem.gpus if Stage.ENCODING in gpu.roles}
     put_off = list(assignments)
     for request in _waiting(problem, given, Stage.ENCODING):
         found = hosts[request.batch_key]
-        fits = (h for h in found if h.assignment.slots[0] in able and h.waits_for(request, encode))
+        fits = (h for h in found if h.assignment.slots[0] in free_at and h.waits_for(request, encode))
         host = next(fits, None)
         if host is not None:
             found.remove(host)
-            begin, slots = host.assignment.begin, host.assignment.slots
+            slots = host.assignment.slots
+            begin = max(problem.now, request.ready_at, free_at[slots[0]])
             put_off[host.index] = Assignment((request.id,), Stage.ENCODING, slots, 0, begin, begin + encode)
     return tuple(put_off)
 
@@ -132,6 +133,7 @@ class _Host:
         encoded = replace(request, stage=Stage.DENOISING, ready_at=begin)
         return (
             self.assignment.degree == 1
+            and request.ready_at <= self.assignment.begin + TOLERANCE
             and self.has_room()
             and not any(map(problem.is_late, self.members))
             and all(self._affords(member, encode) for member in self.members)
