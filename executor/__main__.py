@@ -289,6 +289,9 @@ def main(
             lora_cache=lora_cache << 20,
         )
         check_addresses(config)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    try:
         _run(config)
     except KeyboardInterrupt:
         log.info("stopped before it was ready")

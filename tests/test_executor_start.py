@@ -74,13 +74,13 @@ def test_a_port_that_is_taken_is_named_before_the_model_is_loaded(monkeypatch: p
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = CliRunner().invoke(command.main, ["--listen", f"127.0.0.1:{port}"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert f"--listen: cannot listen at 127.0.0.1, port {port}: Address already in use" in result.output
 
 
 def test_a_bad_model_folder_is_named(tmp_path: Path):
     result = CliRunner().invoke(command.main, ["--model", str(tmp_path)])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert f"{tmp_path} has no model_index.json" in result.output
     index = '{"_class_name": "FluxPipeline", "vae": ["diffusers", "AutoencoderKL"]}'
     (tmp_path / "model_index.json").write_text(index)
