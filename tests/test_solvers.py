@@ -216,3 +216,22 @@ def test_glpk_agrees_with_brute_force(seed):
     weights = [round(1000 * work.request.weight) for work in program.works]
     reached = sum(w * round(z) for w, z in zip(weights, solution.values, strict=False))
     assert reached == brute_force(program)
+
+
+def test_a_solver_that_fails_is_an_answer_and_leaves_no_files(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    board = Board(problem(1, 4, 8))
+    program = build(board, by_deadline(board.works))
+    known = ilp.pulp.getSolver
+
+    def broken(*args, **options):
+        command = known(*args, **options)
+        command.path = shutil.which("true")
+        return command
+
+    monkeypatch.setattr(ilp.pulp, "getSolver", broken)
+    solution = ilp.solve(program, [], frozenset(), 20.0)
+    assert solution.values is None
+    assert solution.status.startswith("failed")
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from tempfile import TemporaryDirectory
 
 import pulp
 
@@ -62,10 +63,13 @@ def solve(
     # The others' command lines take whole seconds.
     limit = seconds if solver == "cbc" else math.ceil(seconds)
     trivial = float(sum(gain for gain in program.gains if gain > 0))
-    try:
-        status = problem.solve(pulp.getSolver(SOLVERS[solver], msg=False, timeLimit=limit, **options))
-    except pulp.PulpSolverError as error:
-        return Solution(None, trivial, f"failed: {error}")
+    with TemporaryDirectory(prefix="tetriserve-") as folder:
+        command = pulp.getSolver(SOLVERS[solver], msg=False, timeLimit=limit, **options)
+        command.tmpDir = folder  # PuLP leaves its files behind where a solver fails
+        try:
+            status = problem.solve(command)
+        except pulp.PulpSolverError as error:
+            return Solution(None, trivial, f"failed: {error}")
 
     # Solution. PuLP does not pass CBC's bound on: without a proof there is only the trivial one.
     if status == pulp.LpStatusInfeasible:
