@@ -14,8 +14,7 @@ from tetriserve.client import Client
 from tetriserve.show import Tracked
 from tetriserve.types import Quote, RequestStatus
 
-# Prompt, size and steps; sizes large and small, wide and tall, by turns. The built-in model was trained at
-# these sizes.
+# Prompt, size and steps; sizes large and small, wide and tall, by turns.
 PICTURES = (
     ("a red house under a yellow sun", (512, 512), 20),
     ("a blue boat on the sea at dusk", (384, 256), 20),

@@ -14,6 +14,7 @@ from model.captions import Caption, held_out_captions, with_unknown_words
 from model.checker import Score, score
 from model.evaluate import evaluate, load, make_pictures
 from model.scenes import Array
+from model.train_flow import UNSEEN
 
 FOLDER = Path(model.__file__).parent / "checkpoint"
 CAPTIONS = held_out_captions(10, seed=11)
@@ -61,9 +62,11 @@ def test_unknown_words_do_no_harm(pipeline: FluxPipeline) -> None:
     assert evaluate(pipeline, strange, 256, 256, steps=12)[0].share() >= 0.75
 
 
-def test_a_size_never_trained_on_still_has_its_sky_ground_and_light(pipeline: FluxPipeline) -> None:
+def test_a_size_never_trained_on_is_drawn_as_said(pipeline: FluxPipeline) -> None:
+    assert "320x192" in UNSEEN
     found, pictures = evaluate(pipeline, CAPTIONS, 320, 192, steps=12)
     assert {picture.shape for picture in pictures} == {(192, 320, 3)}
+    assert found.share() >= 0.7, found.shares()
     for kind in ("sky", "ground", "light"):
         assert found.share(kind) >= 0.8, found.shares()
 
