@@ -120,6 +120,8 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float) -> _Answer:
         if on_time(candidate) > on_time(best) + TOLERANCE:
             answer.lineup = candidate
             break
+        if solution.status != "optimal":
+            break  # it has taken all the effort there is, and so would the next
     return answer
 
 
