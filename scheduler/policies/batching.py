@@ -32,10 +32,9 @@ def share(
     The order ends no later than before: it has fewer steps where these take longer. The requests `busy` have
     orders already.
     """
-    given = {*busy, *(request_id for a in assignments for request_id in a.request_ids)}
     hosts = _hosts(problem, assignments)
     shared = list(assignments)
-    for request in _waiting(problem, given, Stage.DENOISING):
+    for request in _waiting(problem, assignments, busy, Stage.DENOISING):
         open_hosts = hosts[request.batch_key] = [h for h in hosts[request.batch_key] if h.has_room()]
         fits = [host for host in open_hosts if host.takes(request)]
         if fits:
@@ -53,11 +52,10 @@ def encode_first(
     Who waits for a GPU is not encoded either, and so could share no steps. It goes first where an order of
     its size and of one GPU can afford to wait for it, under the rules of `share`.
     """
-    given = {*busy, *(request_id for a in assignments for request_id in a.request_ids)}
     hosts, encode = _hosts(problem, assignments), problem.profile.encode()
     free_at = {gpu.slot: gpu.free_at for gpu in problem.gpus if Stage.ENCODING in gpu.roles}
     put_off = list(assignments)
-    for request in _waiting(problem, given, Stage.ENCODING):
+    for request in _waiting(problem, assignments, busy, Stage.ENCODING):
         found = hosts[request.batch_key]
         fits = (h for h in found if h.assignment.slots[0] in free_at and h.waits_for(request, encode))
         host = next(fits, None)
@@ -80,7 +78,10 @@ def _hosts(problem: Problem, assignments: Sequence[Assignment]) -> dict[tuple[ob
     return hosts
 
 
-def _waiting(problem: Problem, given: Collection[str], stage: Stage) -> list[Request]:
+def _waiting(
+    problem: Problem, assignments: Sequence[Assignment], busy: Collection[str], stage: Stage
+) -> list[Request]:
+    given = {*busy, *(request_id for a in assignments for request_id in a.request_ids)}
     waiting = [
         (problem.is_late(r), r.deadline, r.arrived_at, r.id, r)
         for r in problem.requests

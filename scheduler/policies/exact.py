@@ -43,7 +43,8 @@ def exact(solver: Solver, overrun_s: float) -> Policy:
             return _finish(problem, first, _decision("heuristic", first))
         if _can_give(board):
             best = improve(first, MOVES, SEARCH_EFFORT)
-        if not _all_on_time(best) and problem.running and time.perf_counter() < until:
+        untried = problem.running and board.problem is problem
+        if untried and not _all_on_time(best) and time.perf_counter() < until:
             board = Board(interrupted(problem))
             other = improve(line_up(board, Ranking(by_deadline(board.works))), MOVES, SEARCH_EFFORT)
             if on_time(other) > on_time(best) + TOLERANCE:
