@@ -32,6 +32,7 @@ _LABELS = {
     "decision_ms": "a decision, ms",
     "decision_sources": "decided by",
     "solver_statuses": "solver said",
+    "gap": "below the bound, a plan",
     "fallbacks": "fallbacks",
     "rejected": "assignments refused",
     "refused": "not let in",

@@ -51,6 +51,7 @@ def summary(outcomes: Outcomes, arrivals: Sequence[Arrival], gpus: int) -> dict[
         },
         "decision_sources": dict(sorted(Counter(d.source for d in outcomes.decisions).items())),
         "solver_statuses": dict(sorted(Counter(d.status for d in outcomes.decisions if d.status).items())),
+        "gap": _gap(outcomes.decisions),
         "fallbacks": sum(map(_fell_back, outcomes.decisions)),
         "rejected": outcomes.rejected,
     }
@@ -114,6 +115,16 @@ def _fell_back(decision: Decision) -> bool:
         "nothing to give",
         "optimal",
     )
+
+
+def _gap(decisions: Iterable[Decision]) -> dict[str, float | None]:
+    """How far plans were from their bounds: requests a plan, and GPU-seconds as a share of all planned."""
+    known = [d for d in decisions if not math.isnan(d.gap + d.gpu_seconds_gap)]
+    planned = sum(d.gpu_seconds for d in known)
+    return {
+        "requests": _mean([d.gap for d in known]),
+        "gpu_seconds": sum(d.gpu_seconds_gap for d in known) / planned if planned else None,
+    }
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -356,6 +356,7 @@ class Driver:
         d = plan.decision
         log.debug("round planned", requests=len(problem.requests), orders=len(plan.assignments),
                   source=d.source, status=d.status, bound=d.bound, gap=d.gap,
+                  gpu_seconds=d.gpu_seconds, gpu_seconds_gap=d.gpu_seconds_gap,
                   build_s=d.build_s, solve_s=d.solve_s)  # fmt: skip
 
     def _fall_back(self, problem: Problem) -> Plan:

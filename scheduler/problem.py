@@ -187,7 +187,11 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How a plan was found; `bound` and `objective` are in requests (weighted) on time."""
+    """How a plan was found; `bound` and `objective` are in requests (weighted) on time.
+
+    Those on time are to take `gpu_seconds` for their steps; if each had all GPUs to itself, they would take
+    `least_gpu_seconds`.
+    """
 
     source: str = "heuristic"
     status: str = ""
@@ -195,11 +199,18 @@ class Decision:
     bound: float = math.nan
     build_s: float = 0.0
     solve_s: float = 0.0
+    gpu_seconds: float = math.nan
+    least_gpu_seconds: float = math.nan
 
     @property
     def gap(self) -> float:
         """Weighted requests that a better plan could have on time, at most."""
         return self.bound - self.objective
+
+    @property
+    def gpu_seconds_gap(self) -> float:
+        """GPU-seconds that a plan with the same requests on time could save, at most; sharing steps aside."""
+        return self.gpu_seconds - self.least_gpu_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,6 +151,7 @@ def test_never_worse_than_the_heuristic_in_its_own_forecast(seed, requests, gpus
     decision = resolve("cp-sat")(moment, PATIENT).decision
     assert decision.objective >= heuristic - 1e-9
     assert decision.bound >= decision.objective - 1e-9
+    assert decision.gpu_seconds_gap >= -1e-6
 
 
 @pytest.mark.parametrize("name", ["cp-sat", "ilp"])

@@ -133,6 +133,8 @@ def _merged(decisions: Sequence[Decision]) -> Decision:
         bound=_sum([d.bound for d in decisions]),
         build_s=sum(d.build_s for d in decisions),
         solve_s=sum(d.solve_s for d in decisions),
+        gpu_seconds=_sum([d.gpu_seconds for d in decisions]),
+        least_gpu_seconds=_sum([d.least_gpu_seconds for d in decisions]),
     )
 
 

@@ -7,13 +7,13 @@ the line-up is proved best: no plan of this moment has more on time.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scheduler.policies.board import Board
 from scheduler.policies.edf import by_deadline, finish
 from scheduler.policies.fluid import Program, Row, Solution, build, tasks
 from scheduler.policies.interrupt import interrupted
-from scheduler.policies.lineup import Lineup, Ranking, follow, line_up, on_time
+from scheduler.policies.lineup import Lineup, Ranking, follow, least_gpu_seconds, line_up, on_time
 from scheduler.policies.mix import TOLERANCE
 from scheduler.policies.search import give_up, hurry, improve, promote
 from scheduler.problem import Decision, Plan, Policy, Problem
@@ -57,7 +57,13 @@ def exact(solver: Solver, overrun_s: float) -> Policy:
         found = _ask(solver, board, best, until)
         if found.lineup is not best:
             source, best = "solver", found.lineup
-        decision = Decision(source, found.status, on_time(best), found.bound, found.build_s, found.solve_s)
+        decision = replace(
+            _decision(source, best),
+            status=found.status,
+            bound=found.bound,
+            build_s=found.build_s,
+            solve_s=found.solve_s,
+        )
         return _finish(problem, best, decision)
 
     return plan
@@ -137,7 +143,14 @@ def _all_on_time(lineup: Lineup) -> bool:
 def _decision(source: str, lineup: Lineup, why: str = "out of time") -> Decision:
     """Of a line-up that the solver was not asked about, if not because it has all on time, then for `why`."""
     status = "all on time" if _all_on_time(lineup) else why
-    return Decision(source, status, on_time(lineup), _possible(lineup))
+    return Decision(
+        source,
+        status,
+        objective=on_time(lineup),
+        bound=_possible(lineup),
+        gpu_seconds=lineup.gpu_seconds,
+        least_gpu_seconds=least_gpu_seconds(lineup),
+    )
 
 
 def _value(lineup: Lineup) -> tuple[float, float]:

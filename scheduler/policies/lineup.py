@@ -421,3 +421,13 @@ def _place(lineup: Lineup, work: Work, narrowest: int = 1) -> None:
 def on_time(lineup: Lineup) -> float:
     """Weight of the requests that the line-up brings in by their deadlines."""
     return sum(work.request.weight for work in lineup.board.works if work.request.id in lineup.finish)
+
+
+def least_gpu_seconds(lineup: Lineup) -> float:
+    """What the steps of those on time would take if each had all GPUs to itself now."""
+    total = 0.0
+    for work in lineup.ranking.order:
+        if work.steps and work.request.id in lineup.finish:
+            alone = work.ladder.cheapest(work.steps, work.hard_due - work.ready - work.encode)
+            total += alone.gpu_seconds if alone else work.ladder.at_once(work.steps).gpu_seconds
+    return total
