@@ -15,7 +15,9 @@ class Conditions:
     policy really took; `budget_s` is what a policy is told to take at most. Messages take up to
     `latency_s`, each way. Checkpoints arrive `checkpoint_s` after an order's end, or never.
     `error_rate` is the share of orders that fail on one of their members; steps of the requests `poisoned`
-    always do.
+    always do. Steps, encodings and decodings take `node_paces` times as long as in the profile, by node, the
+    last for all further ones. Where any are given, the core learns them as it does in the service, or with
+    `knows_paces` false keeps to the profile.
     """
 
     step_cv: float = 0.0
@@ -27,6 +29,8 @@ class Conditions:
     checkpoint_s: float | None = 0.0
     error_rate: float = 0.0
     poisoned: frozenset[str] = frozenset()
+    node_paces: tuple[float, ...] = ()
+    knows_paces: bool = True
     seed: int = 0
 
 

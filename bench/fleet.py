@@ -9,12 +9,13 @@ import math
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from bench.clock import Clock
 from bench.conditions import Conditions, Fault
 from scheduler.orders import Abort, Effect, Give, Order, Outcome, Part, Release, Report, Truncate
+from scheduler.pace import Paces
 from scheduler.problem import EVERY_ROLE, Stage
 from scheduler.profile import Profile
 from scheduler.rounds import Rounds
@@ -35,6 +36,7 @@ class Job:
     stepping: list[Part] = field(default_factory=list)
     steps_run: int = 0
     begun_at: float = math.nan
+    step_s: float = 0.0  # the running step's, or the encoding's or decoding's
     stalled: bool = False  # a member is gone, so that its step never ends
     errs_on: int | None = None
 
@@ -75,6 +77,10 @@ class Fleet:
         island_size: int | None = None,
     ) -> None:
         self.tally = Tally()
+        knows = conditions.node_paces and conditions.knows_paces
+        self._paces = Paces(core.profile) if core.profile and knows else None
+        if self._paces:
+            self._paces.joins("of the profile", profile.entries)
         self._island_size = island_size or node_size
         self._node_size = node_size
         self._roles = roles or {}
@@ -153,7 +159,11 @@ class Fleet:
         self._queues[slot] = deque()
         self._lives[slot] += 1
         roles = self._roles.get(slot, EVERY_ROLE)
-        node = f"node{slot // self._node_size}"
+        node = self._node(slot)
+        if self._paces:
+            # What it has measured before it registers.
+            measured = [replace(e, seconds=e.seconds * self._pace(slot)) for e in self._profile.entries]
+            self._follow(self._paces.joins(node, measured))
         island = f"island{slot // self._island_size}"
         self._up(slot, lambda: self._core.executor_joined(self._clock.now, slot, node, roles, island))
 
@@ -226,7 +236,7 @@ class Fleet:
         elif all(self._can_begin(order, part) for part in missing):
             self._blocked.pop(order.id, None)
             # The beginning can always be made anew.
-            self._begin(job, len(missing) * self._profile.encode())
+            self._begin(job, len(missing) * self._profile.encode() * self._pace(order.leader))
         else:
             self._finish(job, Outcome.ABORTED)
 
@@ -257,8 +267,8 @@ class Fleet:
         )
 
     def _begin(self, job: Job, lag: float = 0.0) -> None:
-        order, now = job.order, self._clock.now
-        job.begun_at = now
+        order = job.order
+        job.begun_at = self._clock.now
         if any(self._group.get(slot) != order.slots for slot in order.slots):
             if len(order.slots) > 1:
                 lag += self._conditions.switch_s
@@ -271,7 +281,11 @@ class Fleet:
         job.stepping = list(job.going)
         if order.stage is not Stage.ENCODING:
             self._hold(job)
-        self._clock.at(now + lag + self._seconds(job), lambda: self._advance(job))
+        self._run(job, lag)
+
+    def _run(self, job: Job, lag: float = 0.0) -> None:
+        job.step_s = self._seconds(job)
+        self._clock.at(self._clock.now + lag + job.step_s, lambda: self._advance(job))
 
     def _hold(self, job: Job) -> None:
         for part in job.stepping:
@@ -279,7 +293,7 @@ class Fleet:
             self._held[part.request_id].update(held)
 
     def _seconds(self, job: Job) -> float:
-        """The next step's, or the encoding's or decoding's."""
+        """How long the next step, or the encoding or decoding, takes."""
         match job.order.stage:
             case Stage.ENCODING:
                 seconds = self._profile.encode()
@@ -288,6 +302,7 @@ class Fleet:
             case _:
                 degree, batch = len(job.order.slots), sum(self._computes(job, part) for part in job.stepping)
                 seconds = self._profile.step(job.width, job.height, degree, batch) if batch else 0.0
+        seconds *= self._pace(job.order.leader)
         cv = self._conditions.step_cv
         return seconds * max(0.1, self._random.gauss(1.0, cv)) if cv else seconds
 
@@ -307,6 +322,7 @@ class Fleet:
             for slot in order.slots:
                 self._look(slot)
             return
+        self._learn(job)
         if order.stage is Stage.DENOISING:
             self.tally.batches += 1
             for part in job.stepping:
@@ -318,13 +334,36 @@ class Fleet:
             self._up(order.leader, lambda: self._core.step_done(self._clock.now, order.id))
             if job.steps_run < order.steps and job.going:
                 job.stepping = list(job.going)
-                self._clock.at(self._clock.now + self._seconds(job), lambda: self._advance(job))
+                self._run(job)
                 return
             for part in order.parts:
                 held = self._held[part.request_id].get(order.leader, 0)
                 if held > part.first_step:
                     self._checkpoint(part.request_id, held)
         self._finish(job, Outcome.OK)
+
+    def _node(self, slot: int) -> str:
+        return f"node{slot // self._node_size}"
+
+    def _pace(self, slot: int) -> float:
+        """How many times as long as in the profile things take there."""
+        paces = self._conditions.node_paces
+        return paces[min(slot // self._node_size, len(paces) - 1)] if paces else 1.0
+
+    def _learn(self, job: Job) -> None:
+        """Tell the core how long a step or a decoding has taken, as the service would find it."""
+        if self._paces is None:
+            return
+        order, size = job.order, (job.width, job.height)
+        pace = self._paces.of(self._node(order.leader))
+        if order.stage is Stage.DECODING:
+            self._follow(pace.decode(*size, job.step_s))
+        elif order.stage is Stage.DENOISING and all(self._computes(job, part) for part in job.stepping):
+            self._follow(pace.step(*size, len(order.slots), len(job.stepping), job.step_s))
+
+    def _follow(self, changed: bool) -> None:
+        if changed and self._paces:
+            self._core.profiles = self._paces.profiles
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         for slot in job.order.slots:

@@ -70,6 +70,16 @@ def _profile(text: str) -> str:
     return text
 
 
+def _paces(text: str) -> tuple[float, ...]:
+    try:
+        paces = tuple(float(factor) for factor in text.split(",") if factor.strip())
+    except ValueError:
+        paces = (math.nan,)
+    if not all(0 < pace < math.inf for pace in paces):
+        raise ValueError(f"{text!r} is no list of factors, such as 1,1.8")
+    return paces
+
+
 def _mix(text: str) -> str:
     mix(text)
     return text
@@ -191,6 +201,13 @@ MACHINES = [
         help="What is decided comes this much later; measured: by the time that deciding took.",
     ),
     click.option("--switch-ms", type=NOT_NEGATIVE, default=0.0, help="Cost of a change of group, ms."),
+    click.option(
+        "--node-paces",
+        metavar="FACTOR,...",
+        default="",
+        callback=_parsed(_paces),
+        help="How many times as long as in the profile things take on each node.",
+    ),
     click.option("--step-cv", type=NOT_NEGATIVE, default=0.0, help="Coefficient of variation of step times."),
     click.option("--failure-rate", type=NOT_NEGATIVE, default=0.0, help="Deaths per executor and hour."),
     click.option("--repair", "repair_s", type=POSITIVE, default=30.0, help="Until a dead one is back, s."),
@@ -237,6 +254,7 @@ def setting(
     budget_s: float = 1.0,
     charge_decisions: tuple[bool, float] = (False, 0.0),
     switch_ms: float = 0.0,
+    node_paces: tuple[float, ...] = (),
     step_cv: float = 0.0,
     failure_rate: float = 0.0,
     repair_s: float = 30.0,
@@ -266,6 +284,7 @@ def setting(
         decision_s=decision_s,
         charge_measured=measured,
         budget_s=budget_s,
+        node_paces=node_paces,
         seed=seed,
     )
     config = Config(

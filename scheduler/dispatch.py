@@ -1,6 +1,6 @@
 """Which node a request is planned on. Groups stay within a node, so that nodes are planned apart.
 
-A node's load is energetic: the GPU-seconds that its requests need by each deadline against those that
+A node's load is energetic: the GPU-seconds that its requests need there by each deadline against those that
 its GPUs have until then. A new request goes where the most is left; it stays there with its state
 unless its node has too little for it and another has enough.
 """
@@ -50,6 +50,8 @@ def wants(profile: Profile, request: Request, now: float, widest: int) -> tuple[
 class Load:
     """What a node has to do. `dues` ascend; `needed` are the GPU-seconds up to each of them, and all."""
 
+    profile: Profile
+    """How long things take there."""
     free_at: tuple[float, ...]
     widest: int
     dues: list[float]
@@ -68,7 +70,15 @@ class Load:
             needed.append(total)
         free_at = tuple(gpu.free_at for gpu in gpus)
         busy = sum(max(0.0, at - now) for at in free_at)
-        return cls(free_at, widest, [due for due, _ in wanted], needed, (total + busy) / len(gpus))
+        return cls(profile, free_at, widest, [due for due, _ in wanted], needed, (total + busy) / len(gpus))
+
+    def wants(self, request: Request, now: float) -> tuple[float, float]:
+        """By when a request is due if it runs here, and the GPU-seconds that it takes; see `wants`."""
+        return wants(self.profile, request, now, self.widest)
+
+    def with_it(self, need: float) -> float:
+        """The backlog with so many GPU-seconds more."""
+        return self.backlog + need / len(self.free_at)
 
     def room(self, due: float, now: float) -> float:
         """GPU-seconds that are left until `due` by those who have to be done by then."""
@@ -86,12 +96,10 @@ class Load:
         self.dues.insert(at, due)
         before = self.needed[at - 1] if at else 0.0
         self.needed[at:] = [before + need, *[total + need for total in self.needed[at:]]]
-        self.backlog += need / len(self.free_at)
+        self.backlog = self.with_it(need)
 
 
-def choose(
-    loads: Mapping[str, Load], profile: Profile, request: Request, now: float, *, must_fit: bool = False
-) -> str | None:
+def choose(loads: Mapping[str, Load], request: Request, now: float, *, must_fit: bool = False) -> str | None:
     """The node with the most left for the request, which is added to its load.
 
     Among the `CANDIDATES` with the least to do. None where `must_fit` and no node has enough.
@@ -100,9 +108,9 @@ def choose(
     best, best_rank, best_want = None, (-math.inf, -math.inf), (0.0, 0.0)
     for node in least:
         load = loads[node]
-        due, need = want = wants(profile, request, now, load.widest)
+        due, need = want = load.wants(request, now)
         left = load.room(due, now) - need if due < math.inf else -math.inf
-        rank = (left, -load.backlog)
+        rank = (left, -load.with_it(need))
         if (best is None or rank > best_rank) and not (must_fit and left < 0):
             best, best_rank, best_want = node, rank, want
     if best is not None:
@@ -110,30 +118,30 @@ def choose(
     return best
 
 
-def best(
-    loads: Mapping[str, Load], profile: Profile, request: Request, now: float, count: int = 3
-) -> list[str]:
+def best(loads: Mapping[str, Load], request: Request, now: float, count: int = 3) -> list[str]:
     """The few nodes with the most left for the request, the best first."""
 
-    def left(node: str) -> float:
-        due, need = wants(profile, request, now, loads[node].widest)
-        return loads[node].room(due, now) - need if due < math.inf else -loads[node].backlog
+    def rank(node: str) -> tuple[bool, float, str]:
+        load = loads[node]
+        due, need = load.wants(request, now)
+        left = load.room(due, now) - need if due < math.inf else -load.with_it(need)
+        return due == math.inf, -left, node
 
     least = nsmallest(CANDIDATES, loads, key=lambda node: (loads[node].backlog, node))
-    return sorted(least, key=lambda node: (-left(node), node))[:count]
+    return sorted(least, key=rank)[:count]
 
 
-def crowded_out(load: Load, profile: Profile, waiting: Iterable[Request], now: float) -> Request | None:
+def crowded_out(load: Load, waiting: Iterable[Request], now: float) -> Request | None:
     """The latest of the waiting that could be on time, but not together with the others; or None."""
     for request in sorted(waiting, key=lambda r: (-r.deadline, r.id)):
-        due, _ = wants(profile, request, now, load.widest)
+        due, _ = load.wants(request, now)
         if due < math.inf and load.room(due, now) < 0:
             return request
     return None
 
 
 def homes(
-    profile: Profile,
+    profile_of: Callable[[str], Profile],
     nodes: Mapping[str, Sequence[Gpu]],
     requests: Sequence[Request],
     now: float,
@@ -157,11 +165,11 @@ def homes(
             found[request.id] = home
             members[home].append(request)
     if homeless:
-        loads = {node: Load.of(profile, nodes[node], members[node], now) for node in nodes}
+        loads = {node: Load.of(profile_of(node), nodes[node], members[node], now) for node in nodes}
         for request in sorted(homeless, key=lambda r: (r.deadline, r.id)):
             if not keep_on():
                 break
-            home = choose(loads, profile, request, now)
+            home = choose(loads, request, now)
             assert home is not None
             found[request.id] = home
     return found

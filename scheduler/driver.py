@@ -21,7 +21,7 @@ from scheduler.admission import Admission, Declined, Verdict, judge
 from scheduler.fleet import Executor, Fleet
 from scheduler.journal import Journal
 from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Part, Release, Truncate
-from scheduler.pace import Pace
+from scheduler.pace import Paces
 from scheduler.policies import resolve
 from scheduler.problem import EVERY_ROLE, Plan, Policy, Problem, Stage
 from scheduler.profile import Profile, StepTime
@@ -91,7 +91,7 @@ class Driver:
         self._warm = False
         if warm_groups is not None:
             rounds.warm_groups = warm_groups
-        self._pace: Pace | None = None
+        self._paces: Paces | None = None
         self._measured: list[StepTime] = []  # before there was a step among them
         self._attempts: Counter[int] = Counter()  # at measuring a degree
         self._ended: set[str] = set()  # requests that can be dropped from memory
@@ -207,7 +207,10 @@ class Driver:
     def joined(self, executor: Executor) -> None:
         """An executor has registered."""
         r = executor.registration
-        self.learn(messages.step_times(r.step_times, r.device))
+        measured = messages.step_times(r.step_times, r.device)
+        self.learn(measured)
+        if self._paces:
+            self._follow(self._paces.joins(r.node, measured))
         if self._warm_groups is None and r.HasField("device_index"):
             self.rounds.warm_groups = True  # on GPUs: NCCL
         # Executors of one fingerprint have one step cache.
@@ -237,11 +240,11 @@ class Driver:
     def step_done(self, done: executor_pb2.StepDone) -> None:
         """A step has ended."""
         order = self.rounds.order(done.order_id)
-        if order and order.parts and self._pace and self._computes(order, done.step):
+        leader = self.fleet.executors.get(order.leader) if order else None
+        if order and leader and order.parts and self._paces and self._computes(order, done.step):
             s = self.rounds.requests[order.parts[0].request_id].submission
-            self._follow(
-                self._pace.step(s.width, s.height, len(order.slots), max(1, done.batch), done.seconds)
-            )
+            pace, batch = self._paces.of(leader.registration.node), max(1, done.batch)
+            self._follow(pace.step(s.width, s.height, len(order.slots), batch, done.seconds))
         self.apply(self.rounds.step_done(self.now(), done.order_id))
 
     def _computes(self, order: Order, step: int) -> bool:
@@ -261,8 +264,9 @@ class Driver:
         for entry in (self.entries[id] for id in request_ids if id in self.entries):
             entry.warnings += [w for w in done.warnings if w not in entry.warnings]
             image = entry.request.image
-            if order and order.stage is Stage.DECODING and report.outcome is Outcome.OK and self._pace:
-                self._follow(self._pace.decode(image.width, image.height, done.seconds))
+            if order and order.stage is Stage.DECODING and report.outcome is Outcome.OK and self._paces:
+                pace = self._paces.of(executor.registration.node)
+                self._follow(pace.decode(image.width, image.height, done.seconds))
         if report.error:
             log.warning("order failed", requests=request_ids, order=done.order_id, slot=executor.slot,
                         outcome=report.outcome.value, error=report.error)  # fmt: skip
@@ -440,28 +444,28 @@ class Driver:
     # The profile.
 
     def _profile_entries(self) -> tuple[StepTime, ...]:
-        return self._pace.base.entries if self._pace else ()
+        return self._paces.base.entries if self._paces else ()
 
     def learn(self, entries: Sequence[StepTime]) -> None:
         """Take step times into the profile; what is already known is kept."""
         if not entries:
             return
         self._measured += entries
-        if not self._pace and not any(e.kind == "step" for e in entries):
+        if not self._paces and not any(e.kind == "step" for e in entries):
             return  # from an executor that does not denoise: nothing can be planned yet
         entries, self._measured = self._measured, []
         profile = Profile([*entries, *self._profile_entries()])
-        if self._pace:
-            self._pace.rebase(profile)
+        if self._paces:
+            self._paces.rebase(profile)
         else:
-            self._pace = Pace(profile)
+            self._paces = Paces(profile)
         self._follow(True)
         log.info("step times learnt", entries=len(entries), max_degree=profile.max_degree)
 
     def _follow(self, changed: bool) -> None:
-        """Plan with the profile at its present pace."""
-        if changed and self._pace:
-            self.rounds.profile = self._pace.profile
+        """Plan with the profile, at each node's present pace."""
+        if changed and self._paces:
+            self.rounds.profile, self.rounds.profiles = self._paces.base, self._paces.profiles
 
     def _prepare_groups(self) -> None:
         """Measure the next degree that the fleet can run and nobody has measured; then warm groups."""

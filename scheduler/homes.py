@@ -1,6 +1,8 @@
 """Homes: the node on which each request is planned. Found at its first round; some that wait are moved."""
 
-from scheduler.dispatch import best, choose, crowded_out
+from collections.abc import Mapping
+
+from scheduler.dispatch import Load, best, choose, crowded_out
 from scheduler.problem import Problem, Request
 from scheduler.view import View
 
@@ -20,11 +22,11 @@ class Homes:
         view, nodes, usable = self._view, self._nodes, self._nodes.open
         if view.profile is None or not usable or not nodes.apart:
             return
-        never, profile = view.never(now), view.limited
+        never = view.never(now)
         for tracked in list(nodes.homeless.values()):
             home = usable[0] if len(usable) == 1 else nodes.of(tracked.holders)
             if home is None and tracked.next_stage:
-                home = choose(view.loads(now), profile, view.outstanding(tracked, never), now)
+                home = choose(view.loads(now), view.outstanding(tracked, never), now)
             if home is not None:
                 nodes.settle(tracked, home)
         if len(usable) > 1:
@@ -37,7 +39,7 @@ class Homes:
             return []
         homes = None
         if nodes.apart and len(nodes.open) > 1:
-            homes = best(view.loads(now), view.limited, request, now)
+            homes = best(view.loads(now), request, now)
         elif nodes.apart:
             homes = nodes.open
         parts: list[tuple[str | None, Problem | None]] = [(None, view.snapshot(now))]
@@ -48,7 +50,7 @@ class Homes:
     def _rebalance(self, now: float, usable: list[str]) -> None:
         """Move a few that wait: to idle nodes, and from where they cannot be on time to where they can."""
         view, nodes = self._view, self._nodes
-        never, profile = view.never(now), view.limited
+        never = view.never(now)
         idle = [node for node in usable if not nodes.members[node]]
         stale = nodes.due(now, view.config.round_s)
         if idle and all(tracked.flights for tracked in view.active.values()):
@@ -63,23 +65,30 @@ class Homes:
             return [view.outstanding(tracked, never) for tracked in found]
 
         moves = 0
-        for node in idle[:MOVES]:
-            donor = max(loads, key=lambda node: (loads[node].backlog, node), default=node)
-            # The first to be served there stays.
-            if found := sorted(waiting(donor), key=lambda r: (bool(r.slots), r.deadline, r.id))[1:]:
-                self._move(found[0], donor, node)
+        for node in [node for node in idle if node in loads][:MOVES]:
+            donor = max(loads, key=lambda node: (loads[node].backlog, node))
+            # The first to be served there stays, and who would be late on a slower node.
+            found = sorted(waiting(donor), key=lambda r: (bool(r.slots), r.deadline, r.id))[1:]
+            helped = (r for r in found if not _loses(r, loads, donor, node, now))
+            if request := next(helped, None):
+                self._move(request, donor, node)
                 moves += 1
         for node in stale:
             load = loads.get(node)
-            request = load and not load.fits(now) and crowded_out(load, profile, waiting(node), now)
-            if load and request and moves < MOVES:
+            lost = load and not load.fits(now) and crowded_out(load, waiting(node), now)
+            if load and lost and moves < MOVES:
                 others = {other: load for other, load in loads.items() if other != node}
-                home = choose(others, profile, request, now, must_fit=True)
+                home = choose(others, lost, now, must_fit=True)
                 if home is None:
                     return
-                self._move(request, node, home)
+                self._move(lost, node, home)
                 moves += 1
 
     def _move(self, request: Request, donor: str, home: str) -> None:
         self._nodes.settle(self._view.active[request.id], home)
         self._nodes.touch(donor, home)
+
+
+def _loses(request: Request, loads: Mapping[str, Load], donor: str, node: str, now: float) -> bool:
+    """Whether a request could be on time where it is, but not on the other node, even alone."""
+    return loads[donor].wants(request, now)[0] < loads[node].wants(request, now)[0]

@@ -4,7 +4,7 @@ Times are seconds on the scheduler's clock; slots number the GPUs of the cluster
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -109,7 +109,8 @@ class Problem:
     many whole steps as fit, at least one. `margin_s` is kept free before every deadline.
     `slack_s` is how long the tightest of the latest arrivals could have been kept waiting. Idle GPUs may
     speed an order up where of the GPU-seconds that it then takes at most the share `scale_up` is extra: 0
-    spends none, 1 all there are. `running` are orders that the plan may interrupt.
+    spends none, 1 all there are. `running` are orders that the plan may interrupt. `profile` tells how long
+    things take; where nodes are planned apart, `profiles` does for those on which they take otherwise.
     """
 
     now: float
@@ -122,6 +123,11 @@ class Problem:
     slack_s: float = math.inf
     scale_up: float = 1.0
     running: tuple[Running, ...] = ()
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+
+    def profile_of(self, node: str) -> Profile:
+        """How long things take on a node."""
+        return self.profiles.get(node, self.profile)
 
     def degrees(self, request: Request) -> tuple[int, ...]:
         """Degrees for the request's next stage, ascending, that are faster than every narrower one."""

@@ -172,11 +172,17 @@ class Profile:
         share = (batch - known[above - 1]) / (known[above] - known[above - 1])
         return times[above - 1] + share * (times[above] - times[above - 1])
 
-    def scaled(self, steps: Mapping[int, float], decode: float = 1.0) -> "Profile":
-        """The same profile with step times multiplied by a factor a degree, and decodings by `decode`."""
-        factor = {"encode": 1.0, "decode": decode}
+    def scaled(
+        self, steps: Mapping[int, float], decode: float | None = None, others: float = 1.0
+    ) -> "Profile":
+        """The same profile with step times multiplied by a factor a degree, and decodings by `decode`.
+
+        By `others` what is not named.
+        """
+        factor = {"encode": others, "decode": others if decode is None else decode}
         return Profile(
-            replace(e, seconds=e.seconds * factor.get(e.kind, steps.get(e.degree, 1.0))) for e in self.entries
+            replace(e, seconds=e.seconds * factor.get(e.kind, steps.get(e.degree, others)))
+            for e in self.entries
         )
 
     def limited(self, max_degree: int) -> "Profile":
@@ -201,6 +207,14 @@ def _slowest(points: Sequence[tuple[int, float]]) -> dict[int, float]:
     for tokens, seconds in points:
         slowest[tokens] = max(seconds, slowest.get(tokens, 0.0))
     return slowest
+
+
+@lru_cache(maxsize=64)
+def slowest(*profiles: Profile) -> Profile:
+    """One whose entries are the slowest of all of these."""
+    if len(set(profiles)) == 1:
+        return profiles[0]
+    return Profile(sorted((e for p in profiles for e in p.entries), key=lambda e: e.seconds))
 
 
 def save(profile: Profile, path: Path) -> None:

@@ -63,6 +63,18 @@ class Rounds:
         self._view.profile = profile
 
     @property
+    def profiles(self) -> Mapping[str, Profile]:
+        """How long things take on nodes where they take longer or shorter."""
+        return self._view.profiles
+
+    @profiles.setter
+    def profiles(self, profiles: Mapping[str, Profile]) -> None:
+        for node in self._nodes.slots:
+            if profiles.get(node) is not self._view.profiles.get(node):
+                self._nodes.loads.pop(node, None)
+        self._view.profiles = profiles
+
+    @property
     def computed(self) -> Computed:
         """The steps that cost something, of so many; all of them where there is no step cache."""
         return self._view.computed

@@ -13,7 +13,7 @@ from scheduler.dispatch import Load
 from scheduler.nodes import Nodes
 from scheduler.placement import Layout, layout_of
 from scheduler.problem import Assignment, Gpu, Problem, Request, Running, Stage
-from scheduler.profile import Profile
+from scheduler.profile import Profile, slowest
 from scheduler.skipping import Computed, left
 from scheduler.tracking import QUEUE_DEPTH, Flight, Slot, Tracked
 from scheduler.warmth import Warmth
@@ -35,6 +35,7 @@ class View:
         self.active = active
         self.nodes = nodes
         self.profile: Profile | None = None
+        self.profiles: Mapping[str, Profile] = {}  # of nodes that take longer or shorter
         self.computed: Computed = range
         self.demand = Demand()
         self.warmth = Warmth(self.epoch_of)
@@ -54,11 +55,10 @@ class View:
             self._layout = Layout(((s.slot, (s.node, s.island)) for s in staying), lone)
         return self._layout
 
-    @property
-    def limited(self) -> Profile:
-        """The profile up to the widest group there can be."""
+    def profile_of(self, node: str) -> Profile:
+        """How long things take on a node."""
         assert self.profile is not None
-        return self.profile.limited(self.layout.max_degree)
+        return self.profiles.get(node, self.profile)
 
     def epoch_of(self, slots: tuple[int, ...]) -> int:
         """The epoch of a group of these slots.
@@ -97,7 +97,11 @@ class View:
             gpus = [replace(gpu, island=f"{gpu.island} {sites.get(gpu.slot)}") for gpu in gpus]
         never = self.never(now)
         # Elsewhere the layout of all is at hand.
-        profile = self.profile.limited((layout_of(gpus) if self.warm_groups else self.layout).max_degree)
+        widest = (layout_of(gpus) if self.warm_groups else self.layout).max_degree
+        # What runs on several nodes can come to any of them.
+        own = {node: self.profile_of(node).limited(widest) for node in nodes}
+        apart = books.apart and len(nodes) > 1
+        profile = self.profile.limited(widest) if apart else slowest(*own.values())
         return Problem(
             now=now,
             horizon=self.horizon(now),
@@ -109,14 +113,16 @@ class View:
             slack_s=self.demand.slack(now, profile),
             scale_up=self.config.scale_up,
             running=tuple(self._running(now, gpus)),
+            profiles={node: p for node, p in own.items() if p is not profile} if apart else {},
         )
 
     def loads(self, now: float) -> dict[str, Load]:
         """The load of every node that takes orders."""
-        nodes, never, profile = self.nodes, self.never(now), self.limited
+        nodes, never, widest = self.nodes, self.never(now), self.layout.max_degree
         for node in nodes.open:
             if node not in nodes.loads and (gpus := self.gpus(now, node)):
                 waiting = [self.outstanding(t, never) for t in nodes.members[node].values() if t.next_stage]
+                profile = self.profile_of(node).limited(widest)
                 nodes.loads[node] = Load.of(profile, gpus, waiting, now)
         return nodes.loads
 

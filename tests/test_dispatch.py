@@ -1,5 +1,7 @@
 """Several nodes: each is planned apart, groups stay within one, and requests go where there is room."""
 
+import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -10,10 +12,11 @@ from hypothesis import strategies as st
 from bench.conditions import Conditions, Fault
 from bench.simulator import Arrival, Simulation
 from scheduler.config import Config
-from scheduler.dispatch import Load, choose, homes
+from scheduler.dispatch import Load, best, choose, homes
 from scheduler.policies import resolve
 from scheduler.policies.by_node import by_node
 from scheduler.problem import Assignment, Gpu, Plan, Problem, Request, Stage
+from scheduler.rounds import Rounds
 from scheduler.tracking import Submission
 
 
@@ -105,10 +108,10 @@ def test_a_request_stays_with_its_state():
     crowd = tuple(request(f"c{n}", 1024, 50, home="n1") for n in range(6))
     moment = cluster(3, (here, *crowd))
     nodes = {f"n{n}": [gpu for gpu in moment.gpus if gpu.node == f"n{n}"] for n in range(3)}
-    assert homes(PROFILE, nodes, moment.requests, 0.0)["here"] == "n1"
+    assert homes(lambda _node: PROFILE, nodes, moment.requests, 0.0)["here"] == "n1"
     # A node that is gone keeps nobody.
     del nodes["n1"]
-    assert homes(PROFILE, nodes, moment.requests, 0.0)["here"] in ("n0", "n2")
+    assert homes(lambda _node: PROFILE, nodes, moment.requests, 0.0)["here"] in ("n0", "n2")
 
 
 def test_a_new_request_goes_where_the_most_is_left_before_its_deadline():
@@ -120,11 +123,11 @@ def test_a_new_request_goes_where_the_most_is_left_before_its_deadline():
         "later": Load.of(PROFILE, gpus, [request(f"l{n}", 1024, 20, 50.0) for n in range(4)], 0.0),
     }
     assert loads["soon"].backlog < loads["later"].backlog
-    assert choose(dict(loads), PROFILE, urgent, 0.0) == "later"
+    assert choose(dict(loads), urgent, 0.0) == "later"
     busy = Load.of(PROFILE, [Gpu(slot, 1.4) for slot in range(4)], [], 0.0)
-    assert choose({"busy": busy, "idle": Load.of(PROFILE, gpus, [], 0.0)}, PROFILE, urgent, 0.0) == "idle"
-    assert choose({"busy": busy}, PROFILE, urgent, 0.0, must_fit=True) is None
-    assert choose({"busy": busy}, PROFILE, patient, 0.0, must_fit=True) == "busy"
+    assert choose({"busy": busy, "idle": Load.of(PROFILE, gpus, [], 0.0)}, urgent, 0.0) == "idle"
+    assert choose({"busy": busy}, urgent, 0.0, must_fit=True) is None
+    assert choose({"busy": busy}, patient, 0.0, must_fit=True) == "busy"
 
 
 class Spy:
@@ -205,3 +208,96 @@ def test_slots_of_a_plan_are_those_of_the_cluster():
 
     moment = cluster(3, (request("a", home="n0"), request("c", home="n2")))
     assert [a.slots for a in by_node(first_free)(moment, PATIENT).assignments] == [(0,), (8,)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    wanted,
+    st.sampled_from(["edf", "cp-sat", "tetriserve", "srtf", "chaotic"]),
+    st.lists(st.floats(0.3, 4), min_size=1, max_size=3),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+def test_every_request_ends_on_nodes_of_any_pace(drawn, policy, paces, knows, seed):
+    arrivals = [
+        Arrival(at, Submission(f"r{i}", *pixels, steps, deadline))
+        for i, (at, pixels, steps, deadline) in enumerate(drawn)
+    ]
+    conditions = Conditions(step_cv=0.1, node_paces=tuple(paces), knows_paces=knows, seed=seed)
+    plan = by_node(chaotic(seed)) if policy == "chaotic" else resolve(policy)
+    outcomes = Simulation(
+        plan, PROFILE, 12, arrivals, config=Config(lead_s=0.05), conditions=conditions, node_size=4
+    ).run()
+    check_books(outcomes, 12)
+    assert outcomes.rejected == 0
+    for tracked in outcomes.requests:
+        assert tracked.stage is Stage.DONE
+        check_steps(tracked)
+
+
+def on_time_at(paces: tuple[float, ...], knows: bool, seed: int) -> int:
+    """Of a minute of requests on two nodes."""
+    rng = random.Random(seed)
+    arrivals, at = [], 0.0
+    while (at := at + rng.expovariate(2.5)) < 60:
+        pixels = rng.choice(SIZES)
+        wait = 2.2 * PROFILE.least_seconds(*pixels, 12)
+        arrivals.append(Arrival(at, Submission(f"r{len(arrivals)}", *pixels, 12, wait)))
+    conditions = Conditions(node_paces=paces, knows_paces=knows)
+    config = Config(lead_s=0.05, margin_s=0.05)
+    outcomes = Simulation(
+        resolve("edf"), PROFILE, 8, arrivals, config=config, conditions=conditions, node_size=4
+    ).run()
+    return sum(tracked.late is False for tracked in outcomes.requests)
+
+
+def test_more_are_on_time_where_each_node_is_planned_at_its_pace():
+    seeds = range(3)
+    known = [on_time_at((1.0, 2.0), True, seed) for seed in seeds]
+    unknown = [on_time_at((1.0, 2.0), False, seed) for seed in seeds]
+    assert all(a > b for a, b in zip(known, unknown, strict=True))
+    assert sum(known) > 1.1 * sum(unknown)
+    # Where all keep to the profile there is nothing to know.
+    assert on_time_at((1.0,), True, 0) == on_time_at((), True, 0)
+
+
+def test_a_node_keeps_nobody_who_can_only_be_on_time_on_a_faster_one():
+    slow = PROFILE.scaled({}, others=2.0)
+    urgent, patient = request("urgent", 1024, 5, 1.4), request("patient", 1024, 5, 60.0)
+    gpus = [Gpu(slot, 0.0) for slot in range(4)]
+    busy = [request(f"s{n}", 1024, 4, 50.0) for n in range(4)]
+    loads = {"a": Load.of(slow, gpus, [], 0.0), "b": Load.of(PROFILE, gpus, busy, 0.0)}
+    assert best(loads, urgent, 0.0) == ["b", "a"]
+    assert choose(dict(loads), patient, 0.0) == "a"
+    assert choose(dict(loads), urgent, 0.0) == "b"
+    idle = {"a": Load.of(slow, gpus, [], 0.0), "b": Load.of(PROFILE, gpus, [], 0.0)}
+    assert choose(idle, request("whenever", deadline=math.inf), 0.0) == "b"
+
+
+def test_nodes_planned_together_are_planned_at_the_slowest_pace():
+    core = Rounds(Config(), PROFILE)
+    for slot in range(4):
+        apart = frozenset({Stage.ENCODING, Stage.DECODING}) if slot < 2 else frozenset({Stage.DENOISING})
+        core.executor_joined(0.0, slot, f"n{slot // 2}", apart)
+    core.profiles = {"n1": PROFILE.scaled({1: 3.0})}
+    problem = core.snapshot(0.0)
+    assert problem.profile.step(512, 512, 1) == pytest.approx(3 * PROFILE.step(512, 512, 1))
+    assert problem.profile.step(512, 512, 2) == PROFILE.step(512, 512, 2)
+    assert problem.profile.decode(512, 512) == PROFILE.decode(512, 512)
+
+
+def test_a_node_alone_is_planned_at_its_own_pace():
+    core = Rounds(Config(), PROFILE.limited(2))
+    for slot in range(4):
+        core.executor_joined(0.0, slot, f"n{slot // 2}")
+    slow = PROFILE.limited(2).scaled({}, others=2.0)
+    core.profiles = {"n1": slow}
+    assert core.snapshot(0.0, ["n1"]).profile is slow
+    both = core.snapshot(0.0)
+    assert both.profile_of("n1") is slow
+    assert both.profile_of("n0") is both.profile is core.profile
+    for home, seconds in (("n0", 1.0), ("n1", 2.0)):
+        moment = replace(both, requests=(request("r", 512, 100, home=home),))
+        (order,) = resolve("edf")(moment, PATIENT).assignments
+        one = seconds * PROFILE.step(512, 512, order.degree)
+        assert (order.end - order.begin) / order.steps == pytest.approx(one)

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from chaos import PATIENT, PROFILE, SIZES, chaotic, check_books
@@ -14,6 +15,7 @@ from scheduler import pledges
 from scheduler.admission import Admission, judge
 from scheduler.config import Config
 from scheduler.policies import resolve
+from scheduler.policies.by_node import by_node
 from scheduler.problem import Stage
 from scheduler.promises import Kept
 from scheduler.rounds import Rounds
@@ -35,11 +37,11 @@ def crowd(seed: int, gpus: int) -> list[Arrival]:
     return arrivals
 
 
-def run(policy: str, seed: int, node_size: int | None = None, **conditions: float) -> Outcomes:
+def run(policy: str, seed: int, node_size: int | None = None, **conditions: Any) -> Outcomes:
     rng = random.Random(f"machine {seed}")
     gpus = rng.choice([1, 2, 3, 4, 8]) if node_size is None else 4 * node_size
     config = Config(rng.choice([0.1, 0.25]), rng.choice([0.0, 0.05]), margin_s=conditions.pop("margin", 0.0))
-    plan = chaotic(seed) if policy == "chaotic" else resolve(policy)
+    plan = by_node(chaotic(seed)) if policy == "chaotic" else resolve(policy)
     simulation = Simulation(
         plan,
         PROFILE,
@@ -89,6 +91,12 @@ def test_thousands_of_runs_break_no_promise(policy):
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 4]))
 def test_promises_hold_on_several_nodes(seed, node_size):
     assert broken(run("edf", seed, node_size)) == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(["edf", "chaotic"]), st.sampled_from([(1.0, 2.0), (0.5, 3.0)]))
+def test_promises_hold_on_unequal_nodes(seed, policy, paces):
+    assert broken(run(policy, seed, 2, node_paces=paces)) == []
 
 
 @settings(max_examples=30, deadline=None)

@@ -315,6 +315,26 @@ def test_once_all_executors_have_left_requests_wait(tmp_path):
     asyncio.run(scene())
 
 
+def test_a_node_of_slower_devices_is_planned_at_its_own_pace(tmp_path):
+    async def scene() -> None:
+        rounds = Rounds(Config(), None)
+        driver = Driver(
+            rounds, Fleet(4), Journal(tmp_path), "edf", budget_s=0.1, lease_s=10, expect=1, warm_groups=False
+        )
+        for node, factor in (("quick", 1.0), ("slow", 2.0)):
+            registration = executor_pb2.Registration(
+                instance=node, address="a:1", store="a:2", node=node, model=MODEL, step_times=step_times()
+            )
+            for entry in registration.step_times:
+                entry.seconds *= factor
+            driver.joined(driver.fleet.admit(registration, driver.now()))
+        assert set(rounds.profiles) == {"slow"}
+        assert rounds.profiles["slow"].step(512, 512) == pytest.approx(2 * rounds.profile.step(512, 512))
+        await driver.close()
+
+    asyncio.run(scene())
+
+
 def test_an_executor_that_dies_takes_no_request_with_it(processes, client):
     processes.scheduler("--expect", "2")
     survivor, victim = processes.executor(), processes.executor()

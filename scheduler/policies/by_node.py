@@ -47,7 +47,7 @@ def _plan(policy: Policy, problem: Problem, nodes: dict[str, list[Gpu]], budget_
         return budget_s - (time.perf_counter() - began)
 
     dispatch_until = (1 - DISPATCH_SHARE) * budget_s
-    home = homes(problem.profile, nodes, problem.requests, problem.now, lambda: left() > dispatch_until)
+    home = homes(problem.profile_of, nodes, problem.requests, problem.now, lambda: left() > dispatch_until)
     members: dict[str, list[Request]] = {node: [] for node in nodes}
     for request in problem.requests:
         if request.id in home:
@@ -62,7 +62,7 @@ def _plan(policy: Policy, problem: Problem, nodes: dict[str, list[Gpu]], budget_
             unplanned = asked[index:]
             break
         share = max(budget / (len(asked) - index), min(budget, LEAST_S))
-        plan = policy(_part(problem, nodes[node], members[node]), share)
+        plan = policy(_part(problem, node, nodes[node], members[node]), share)
         plans.append(_moved(plan, _base(nodes[node])))
     again_at = min((plan.again_at for plan in plans), default=math.inf)
     if len(home) < len(problem.requests):
@@ -86,7 +86,7 @@ def _base(gpus: Sequence[Gpu]) -> int:
     return first // span * span
 
 
-def _part(problem: Problem, gpus: Sequence[Gpu], requests: Sequence[Request]) -> Problem:
+def _part(problem: Problem, node: str, gpus: Sequence[Gpu], requests: Sequence[Request]) -> Problem:
     """A node as if it were alone, with slots from 0 on: so all nodes of a kind share their layout."""
     base, own = _base(gpus), {gpu.slot for gpu in gpus}
     ascending = sorted(gpus, key=lambda gpu: gpu.slot)
@@ -100,7 +100,8 @@ def _part(problem: Problem, gpus: Sequence[Gpu], requests: Sequence[Request]) ->
             else r
             for r in requests
         ),
-        profile=problem.profile.limited(layout_of(here).max_degree),
+        profile=problem.profile_of(node).limited(layout_of(here).max_degree),
+        profiles={},
         running=tuple(
             replace(
                 running,
