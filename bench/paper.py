@@ -52,7 +52,11 @@ def paper(
     by_cell: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_cell[record["cell"]].append(record)
-    written = [_tables(found, by_cell, folder / "tables.md")]
+    drawn = f"Seeds {seeds[0]} to {seeds[-1]}, {len(policies)} policies and the clairvoyant bound."
+    written = [
+        _tables(group, drawn, [cell for cell in found if cell.group == group], by_cell, folder)
+        for group in dict.fromkeys(cell.group for cell in found)
+    ]
     main = default_profile_cells(found)
     if main:
         written += plots.sar_by(main, by_cell, "scale", folder)
@@ -70,12 +74,18 @@ def _middle(found: Sequence[Cell]) -> Cell:
     return min(found, key=lambda cell: (cell.mix != "skewed", abs(cell.scale - 1.2), abs(cell.rate - 12)))
 
 
-def _tables(found: Sequence[Cell], by_cell: dict[str, list[Record]], path: Path) -> Path:
-    text = ["# Results", "", LEGEND + " Means over seeds with 95 % intervals.", ""]
+def _tables(
+    group: str, drawn: str, found: Sequence[Cell], by_cell: dict[str, list[Record]], folder: Path
+) -> Path:
+    """A file for each group, so that one can be run again without the others."""
+    workload = found[0].setting.workload
+    how = f"{drawn} {workload.duration:g} s of arrivals on {found[0].setting.profile}."
+    text = [f"# {group}", "", how, "", LEGEND + " Means over seeds with 95 % intervals.", ""]
     for cell in found:
         text += [f"## {cell.name}", "", _row(HEADER), _row(["---"] * len(HEADER))]
         text += [_row(as_text(line)) for line in lines(by_cell[cell.name])]
         text.append("")
+    path = folder / f"{group.replace(' ', '-')}.md"
     path.write_text("\n".join(text))
     return path
 

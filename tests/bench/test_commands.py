@@ -183,7 +183,7 @@ def test_without_deadlines_latencies_are_compared(tmp_path):
 
 def test_paper_writes_everything_and_resumes(tmp_path):
     words = ["paper", "--quick", "--policies", "edf", "--jobs", 1, "--out", tmp_path, "--groups", "bursts"]
-    assert str(tmp_path / "tables.md") in call(*words)
+    assert str(tmp_path / "bursts.md") in call(*words)
     recorded = (tmp_path / "records.jsonl").read_text()
     assert len(recorded.splitlines()) == 4
     # Half a line is left by a run that was killed; one record is done again.
@@ -191,7 +191,7 @@ def test_paper_writes_everything_and_resumes(tmp_path):
     call(*words)
     again = (tmp_path / "records.jsonl").read_text().splitlines()
     assert len(again) == 5
-    assert "bursts skewed 1.2x 12/min" in (tmp_path / "tables.md").read_text()
+    assert "bursts skewed 1.2x 12/min" in (tmp_path / "bursts.md").read_text()
 
 
 def test_intervals():
