@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from diffusers import FluxPipeline
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
 from model.attention import BlockAttention
 from model.captions import Caption, held_out_captions, with_unknown_words
@@ -42,7 +44,9 @@ def make_pictures(
 ) -> list[Array]:
     """Pictures by the stock pipeline; prompt i starts from the noise of `seed + i`."""
     pictures: list[Array] = []
-    for start in range(0, len(prompts), batch):
+    console = Console(stderr=True)
+    starts = range(0, len(prompts), batch)
+    for start in track(starts, f"{width}x{height}", console=console, disable=not console.is_terminal):
         some = prompts[start : start + batch]
         seeds = range(seed + start, seed + start + len(some))
         made = pipeline(
@@ -117,7 +121,9 @@ def main() -> None:
         "--unknown-words", action="store_true", help="put one or two made-up words into each prompt"
     )
     parser.add_argument(
-        "--bf16-attention", action="store_true", help="attention scores in bfloat16: hours less at 1024x1024"
+        "--bf16-attention",
+        action="store_true",
+        help="attention scores in bfloat16: faster at 1024x1024 where the CPU computes in it, else slower",
     )
     parser.add_argument("--steps", type=int, default=STEPS, help=f"denoising steps (default {STEPS})")
     parser.add_argument(
