@@ -11,9 +11,10 @@ class Conditions:
     """Times in seconds.
 
     `step_cv` is the coefficient of variation of step times, `switch_s` what a group costs whose
-    members last ran in another. Decisions take `decision_s`, or with `charge_measured` as long as the
-    policy really took; `budget_s` is what a policy is told to take at most. Messages take up to
-    `latency_s`, each way. Checkpoints arrive `checkpoint_s` after an order's end, or never.
+    members last ran in another; plans count it where `knows_switches`. Decisions take `decision_s`, or with
+    `charge_measured` as long as the policy really took; `budget_s` is what a policy is told to take at most.
+    Messages take up to `latency_s`, each way. Checkpoints arrive `checkpoint_s` after an order's end, or
+    never.
     `error_rate` is the share of orders that fail on one of their members; steps of the requests `poisoned`
     always do. Steps, encodings and decodings take `node_paces` times as long as in the profile, by node, the
     last for all further ones. Where any are given, the core learns them as it does in the service, or with
@@ -22,6 +23,7 @@ class Conditions:
 
     step_cv: float = 0.0
     switch_s: float = 0.0
+    knows_switches: bool = True
     decision_s: float = 0.0
     charge_measured: bool = False
     budget_s: float = 1.0

@@ -271,7 +271,7 @@ class Fleet:
         job.begun_at = self._clock.now
         if any(self._group.get(slot) != order.slots for slot in order.slots):
             if len(order.slots) > 1:
-                lag += self._conditions.switch_s
+                lag += self._conditions.switch_s or self._profile.switch
             self.tally.switches += any(slot in self._group for slot in order.slots)
             self._group.update(dict.fromkeys(order.slots, order.slots))
         if self._conditions.error_rate and self._random.random() < self._conditions.error_rate:

@@ -72,7 +72,8 @@ class Simulation:
         self._admission = admission
         self._conditions = conditions or Conditions()
         self._clock = Clock()
-        self._core = Rounds(config or Config(), profile.limited(node_size or gpus))
+        known = profile.switching(self._conditions.switch_s if self._conditions.knows_switches else 0.0)
+        self._core = Rounds(config or Config(), known.limited(node_size or gpus))
         self._core.computed = computed
         self._fleet = Fleet(
             profile,

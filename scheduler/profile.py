@@ -17,14 +17,15 @@ from typing import TypeVar
 
 N = TypeVar("N", int, float)
 
-KINDS = ("step", "encode", "decode")
+KINDS = ("step", "encode", "decode", "switch")
 
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """One entry: median `seconds` of a step, an encoding (size 0 x 0) or a decoding.
+    """One entry: median `seconds` of a step, an encoding or a decoding, or what a change of group costs.
 
-    `basis` is measured, published or derived; `source` says where from.
+    Encodings and changes of group have the size 0 x 0. `basis` is measured, published or derived;
+    `source` says where from.
     """
 
     kind: str
@@ -40,7 +41,7 @@ class StepTime:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind is one of {', '.join(KINDS)}, not {self.kind!r}")
-        sides = ("width", "height") if self.kind != "encode" else ()
+        sides = ("width", "height") if self.kind in ("step", "decode") else ()
         for name in (*sides, "degree", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
@@ -81,6 +82,8 @@ class Profile:
         steps: dict[tuple[int, int], list[tuple[int, float]]] = defaultdict(list)
         decodes: list[tuple[int, float]] = []
         self._encode = 0.0
+        self.switch = 0.0
+        """Seconds that a group of several costs whose members last ran in another."""
         self._limited: dict[int, Profile] = {}
         for e in self.entries:
             if e.kind == "step":
@@ -89,6 +92,8 @@ class Profile:
                 decodes.append((_tokens(e.width, e.height), e.seconds))
             elif e.kind == "encode" and e.degree == e.batch == 1:
                 self._encode = e.seconds
+            elif e.kind == "switch":
+                self.switch = e.seconds
         if (1, 1) not in steps:
             raise ValueError("a profile needs the time of a step at degree 1 and batch 1")
         # Same token count, other shape: the slower one, so that no deadline rests on the faster.
@@ -179,11 +184,17 @@ class Profile:
 
         By `others` what is not named.
         """
-        factor = {"encode": others, "decode": others if decode is None else decode}
+        factor = {"encode": others, "decode": others if decode is None else decode, "switch": 1.0}
         return Profile(
             replace(e, seconds=e.seconds * factor.get(e.kind, steps.get(e.degree, others)))
             for e in self.entries
         )
+
+    def switching(self, seconds: float) -> "Profile":
+        """The same profile, in which a change of group costs this."""
+        if not seconds:
+            return self
+        return Profile([*self.entries, StepTime("switch", 0, 0, 1, 1, seconds, basis="given")])
 
     def limited(self, max_degree: int) -> "Profile":
         """The same profile without degrees above `max_degree`."""

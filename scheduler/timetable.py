@@ -133,6 +133,7 @@ class Timetable:
         best: list[Booking] = []
         for degree in problem.profile.degrees(request.width, request.height):
             seconds = rest.steps * problem.profile.step(request.width, request.height, degree)
+            seconds += problem.profile.switch if degree > 1 else 0.0
             options = [
                 (self.earliest(block, ready, seconds), block) for block in self._blocks.get(degree, ())
             ]

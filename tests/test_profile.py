@@ -125,5 +125,7 @@ def test_an_empty_file_and_an_unknown_kind_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"wrong.csv: a profile needs"):
         load(path)
     path.write_text("kind,width,height,degree,batch,seconds\nguess,1,1,1,1,1\n")
-    with pytest.raises(ValueError, match=r"wrong.csv, line 2: kind is one of step, encode, decode, not"):
+    with pytest.raises(
+        ValueError, match=r"wrong.csv, line 2: kind is one of step, encode, decode, switch, not"
+    ):
         load(path)

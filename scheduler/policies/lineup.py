@@ -18,7 +18,7 @@ from scheduler.policies.path import Path, cheapest_path
 from scheduler.problem import Assignment, Stage
 
 MOVE_SECONDS = 0.01
-"""What a move to other GPUs is taken to cost."""
+"""What a move to other GPUs is taken to cost, beyond what the profile says of a change of group."""
 
 
 @dataclass(slots=True)
@@ -116,8 +116,9 @@ class Lineup:
         if self._startable(work) and self.free:
             head, mix = path.head_steps, path.mix
             block = blocks[path.head if head else mix.wide]
-            if block & ~self.free == 0 and path.begin <= self.board.problem.horizon:
-                piece = self._piece(work, block, path.begin, head or mix.wide_steps)
+            begin = path.begin - self._lag(work, block, work.held, self._ends[block], work.ready)
+            if block & ~self.free == 0 and begin <= self.board.problem.horizon:
+                piece = self._piece(work, block, begin, head or mix.wide_steps)
                 if piece is not None:
                     self._accept(piece)
                     self._keep(work, path, blocks, begun=True)
@@ -153,8 +154,9 @@ class Lineup:
         blocks: dict[int, int] = {}
         openings: list[tuple[int, float]] = []
         for degree in work.ladder.degrees:
-            begin, blocks[degree] = self._earliest(Stage.DENOISING, degree, ready, held)
-            openings.append((degree, begin))
+            begin, block = self._earliest(Stage.DENOISING, degree, ready, held, work.ladder.switch)
+            blocks[degree] = block
+            openings.append((degree, begin + self._lag(work, block, held, begin, ready)))
         return cheapest_path(work.ladder, steps, aim.due, openings, aim.narrowest), blocks
 
     def _reserve_path(self, work: Work, steps: int, ready: float, held: int, aim: Aim) -> bool:
@@ -166,14 +168,14 @@ class Lineup:
 
     def _keep(self, work: Work, path: Path, blocks: dict[int, int], begun: bool = False) -> None:
         """Keep the blocks of a path, decoding included; the first is in use where it has `begun`."""
-        mix = path.mix
+        mix, lag = path.mix, work.ladder.switch
         block = blocks[mix.wide]
         if path.head_steps:
             self._hold(blocks[path.head], path.switch)
             if not begun:
-                self._reserve(blocks[path.head], path.begin)
+                self._reserve(blocks[path.head], path.begin - lag)
         if path.head_steps or not begun:
-            self._reserve(block, path.switch)
+            self._reserve(block, path.switch - lag)
         members = self.board.layout.members[block]
         self._hold(block, path.switch + mix.wide_steps * work.ladder.step[mix.wide])
         if mix.narrow_steps:
@@ -207,7 +209,7 @@ class Lineup:
 
     def run_steps(self, work: Work, degree: int, steps: int, ready: float, held: int) -> tuple[float, int]:
         """Run steps as early as can be, behind all that was placed before; when and where they end."""
-        begin, block = self._earliest(Stage.DENOISING, degree, ready, held)
+        begin, block = self._earliest(Stage.DENOISING, degree, ready, held, work.ladder.switch)
         if begin == math.inf:
             return begin, block  # nobody can run them, or encode before
         piece = None
@@ -224,7 +226,7 @@ class Lineup:
             self._accept(piece)
             if piece.steps < steps:
                 self._reserve(block, piece.end)
-        end = begin + steps * work.ladder.step[degree]
+        end = begin + self._lag(work, block, held, begin, ready) + steps * work.ladder.step[degree]
         self._hold(block, end)
         self.gpu_seconds += degree * (end - begin)
         return end, block
@@ -237,14 +239,15 @@ class Lineup:
     # Filling what is left.
 
     def order(self, work: Work, degree: int, steps: int, seconds: float = math.inf) -> Piece | None:
-        """An order of at most `steps` steps and `seconds` on a free block, in front of reservations."""
+        """An order of at most `steps` steps, or `seconds` of them, on a free block before reservations."""
         if work.stage is not Stage.DENOISING:
             return self._single(work)
         block = self._find(degree, work)
         if block is None:
             return None
         begin, limit = self._window(block, work.ready)
-        piece = self._piece(work, block, begin, steps, min(limit, begin + seconds))
+        lag = self._lag(work, block, work.held, begin, work.ready)
+        piece = self._piece(work, block, begin, steps, min(limit, begin + seconds + lag))
         if piece is not None:
             piece.longest = seconds
         return piece
@@ -267,6 +270,7 @@ class Lineup:
                 if now * step[now] < (1 - self.board.problem.scale_up) * then * step[then] - TOLERANCE:
                     continue
                 saved = (step[now] - step[then]) * piece.work.steps
+                saved -= self._lag_of(wider) - self._lag_of(piece)
                 if saved > best_saved:
                     best, best_saved = wider, saved
             if best is None:
@@ -314,14 +318,25 @@ class Lineup:
     ) -> Piece | None:
         """As many of `steps` as a round and the limit allow; None where that is not one."""
         step = work.ladder.step[block.bit_count()]
+        lag = self._lag(work, block, work.held, begin, work.ready)
         room = min(self.board.problem.round_s, limit - begin)
-        count = int(room / step + TOLERANCE)
+        count = int((room - lag) / step + TOLERANCE)
         if count < 1:
-            if begin + step > limit + TOLERANCE:
+            if begin + lag + step > limit + TOLERANCE:
                 return None
             count = 1
         count = min(count, steps)
-        return Piece(work, block, count, begin, begin + count * step)
+        return Piece(work, block, count, begin, begin + lag + count * step)
+
+    def _lag_of(self, piece: Piece) -> float:
+        work = piece.work
+        return self._lag(work, piece.block, work.held, piece.begin, work.ready)
+
+    def _lag(self, work: Work, block: int, held: int, begin: float, ready: float) -> float:
+        """What it costs to begin on a block: nothing for who goes on where it was, or on one GPU."""
+        if block == held and begin <= ready + TOLERANCE:
+            return 0.0  # nobody has come between
+        return work.ladder.switch if block & (block - 1) else 0.0
 
     def _single(self, work: Work) -> Piece | None:
         """An encoding or decoding on one free GPU now."""
@@ -342,14 +357,20 @@ class Lineup:
         if block.bit_count() not in piece.work.ladder.step:
             return None
         begin, limit = self._window(block, piece.work.ready)
-        limit = min(limit, begin + piece.longest)
+        lag = self._lag(piece.work, block, piece.work.held, begin, piece.work.ready)
+        limit = min(limit, begin + piece.longest + lag)
         wider = self._piece(piece.work, block, begin, piece.work.steps, limit)
         if wider is not None:
             wider.longest = piece.longest
         return wider
 
-    def _earliest(self, stage: Stage, degree: int, ready: float, held: int) -> tuple[float, int]:
-        """When a block of the degree is free for good for a stage, and which; infinity: there is none."""
+    def _earliest(
+        self, stage: Stage, degree: int, ready: float, held: int, switch: float = 0.0
+    ) -> tuple[float, int]:
+        """When a block of the degree is free for good for a stage, and which; infinity: there is none.
+
+        Where another group than the one that holds the state costs `switch`, that counts in the choice.
+        """
         layout, ends = self.board.layout, self._ends
         best, best_begin, best_rank, best_room = 0, math.inf, math.inf, 0
         for block in self.board.blocks(stage, degree):
@@ -357,6 +378,8 @@ class Lineup:
             if begin < ready:
                 begin = ready
             rank = begin if not held or block & held else begin + MOVE_SECONDS
+            if switch and block != held:
+                rank += switch
             if rank > best_rank + TOLERANCE:
                 continue
             room = layout.room(block, self.free) - (block & held).bit_count()

@@ -27,11 +27,13 @@ class Mix(NamedTuple):
 class Ladder:
     """The degrees worth using for one size, ascending, with the seconds of a step at each.
 
-    A wider degree is faster than all narrower ones (see `Profile.degrees`).
+    A wider degree is faster than all narrower ones (see `Profile.degrees`). To begin in another group of
+    several costs `switch` seconds.
     """
 
-    def __init__(self, step: dict[int, float]) -> None:
+    def __init__(self, step: dict[int, float], switch: float = 0.0) -> None:
         self.step = step
+        self.switch = switch
         self.degrees: tuple[int, ...] = tuple(step)
         self.widest: int = self.degrees[-1]
         self.fastest: float = step[self.widest]
@@ -62,13 +64,14 @@ class Ladder:
             if steps * step <= seconds:
                 return _cheaper(best, Mix(degree, steps, degree, 0, steps * step, steps * cost))
             # Too slow alone, the cheapest of what is left: with as few faster steps as it takes.
+            lag = self.switch if degree > 1 else 0.0
             for fast_cost, fast, fast_step in rungs[index + 1 :]:
-                if steps * fast_step > seconds:
+                if steps * fast_step > seconds - lag:
                     continue
-                fast_steps = -int((seconds - steps * step) / (step - fast_step) // 1)
+                fast_steps = -int((seconds - lag - steps * step) / (step - fast_step) // 1)
                 slow_steps = steps - fast_steps
-                took = fast_steps * fast_step + slow_steps * step
-                total = fast_steps * fast_cost + slow_steps * cost
+                took = fast_steps * fast_step + slow_steps * step + lag
+                total = fast_steps * fast_cost + slow_steps * cost + degree * lag
                 best = _cheaper(best, Mix(fast, fast_steps, degree, slow_steps, took, total))
         return best
 
@@ -86,4 +89,4 @@ def _cheaper(best: Mix | None, mix: Mix) -> Mix:
 def ladder(profile: Profile, width: int, height: int, max_degree: int) -> Ladder:
     """The ladder of a size on a cluster whose largest block has `max_degree` slots."""
     degrees = [k for k in profile.degrees(width, height) if k <= max_degree]
-    return Ladder({k: profile.step(width, height, k) for k in degrees})
+    return Ladder({k: profile.step(width, height, k) for k in degrees}, profile.switch)

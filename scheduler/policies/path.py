@@ -34,24 +34,28 @@ def cheapest_path(
 ) -> Path | None:
     """The path of least GPU-seconds that does `steps` by `due`; None where there is none.
 
-    `openings` are the ladder's degrees, ascending, with the time from which on each can be used, no
-    wider one earlier. The mix uses no degree below `narrowest`; the head may.
+    `openings` are the ladder's degrees, ascending, with the time from which on each can be used; no wider
+    one earlier, but by what a change of group costs. The mix uses no degree below `narrowest`; the head may.
     """
+    lag = ladder.switch
     for index, (degree, opens) in enumerate(openings):
         if degree < narrowest:
             continue
         best: Path | None = None
         mix = ladder.cheapest(steps, due - opens, degree, narrowest)
+        if mix is not None and lag and mix.wide < degree:
+            # A change of group keeps the narrower ones waiting for longer.
+            mix = ladder.cheapest(steps, due - opens, degree, degree)
         if mix is not None:
             best = Path(0, 0, opens, opens, mix, mix.gpu_seconds)
         for head, head_opens in openings[:index]:
             if head_opens >= opens:
                 continue
             step = ladder.step[head]
-            count = int((opens - head_opens) / step + TOLERANCE)
+            count = int((opens - lag - head_opens) / step + TOLERANCE)
             switch = opens
             # A step that straddles the opening pays where it ends before a wide one would.
-            straddled = head_opens + (count + 1) * step
+            straddled = head_opens + (count + 1) * step + lag
             if straddled - ladder.step[degree] < opens:
                 count, switch = count + 1, straddled
             if not 0 < count < steps:
@@ -59,7 +63,7 @@ def cheapest_path(
             mix = ladder.cheapest(steps - count, due - switch, degree, narrowest)
             if mix is None:
                 continue
-            cost = count * head * step + mix.gpu_seconds
+            cost = count * head * step + mix.gpu_seconds + degree * lag
             if best is None or cost < best.gpu_seconds:
                 best = Path(head, count, head_opens, switch, mix, cost)
         # A wider degree is free no earlier and costs no less.

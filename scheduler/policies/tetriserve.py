@@ -308,7 +308,9 @@ class Round(Lineup):
         """As a line-up's, but within the round, unless a step is longer than that."""
         if work.ladder.step[block.bit_count()] <= self.board.problem.round_s:
             window = self.window
-            limit = min(limit, window.end + window.grace)
+            # The paper's rounds know nothing of what a change of group costs.
+            lag = self._lag(work, block, work.held, begin, work.ready)
+            limit = min(limit, window.end + window.grace + lag)
         return super()._piece(work, block, begin, steps, limit)
 
     def _can_follow(self, encoded: float) -> bool:
