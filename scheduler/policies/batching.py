@@ -9,12 +9,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from scheduler.policies.mix import TOLERANCE
+from scheduler.policies.sharing import saves
 from scheduler.problem import Assignment, Problem, Request, Stage
 
 SPARE_ROUNDS = 0.5
 """Rounds that must be left before a deadline, for what the plan does not foresee."""
-LEAST_SAVING = 0.05
-"""A newcomer must save this share, at least, of the GPU-seconds that its step takes alone."""
 
 
 def share(
@@ -24,7 +23,7 @@ def share(
 
     A request joins an order of its size where
 
-    - that takes fewer GPU-seconds a step than the request alone at its cheapest degree;
+    - that is worth it (`sharing.saves`);
     - all who have the order now, as far as they can be on time, still would be if they went on alone after
       it, at its degree;
     - the request itself can still be on time after it; one that is late anyway joins the late alone.
@@ -118,13 +117,9 @@ class _Host:
     def has_room(self) -> bool:
         """Whether one more would be worth it and hurt nobody who has the order."""
         first, profile, batch = self.members[0], self.problem.profile, len(self.members) + 1
-        if batch > profile.max_batch(first.width, first.height) or self._next_steps < 1:
+        if not saves(profile, first.width, first.height, self.assignment.degree, batch):
             return False
-        cheapest = min(
-            degree * profile.step(first.width, first.height, degree)
-            for degree in profile.degrees(first.width, first.height)
-        )
-        if self.extra > (1 - LEAST_SAVING) * cheapest:
+        if self._next_steps < 1:
             return False
         return all(self.problem.is_late(member) or self._affords(member) for member in self.members)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from scheduler.placement import able, layout_of, mask_of
 from scheduler.policies.mix import TOLERANCE, Ladder, ladder
+from scheduler.policies.sharing import Lanes, lanes
 from scheduler.problem import Problem, Request, Stage
 
 
@@ -25,6 +26,8 @@ class Work:
     hard_due: float
     late: bool
     held: int
+    lanes: Lanes
+    """Batches worth it."""
 
     @property
     def stage(self) -> Stage:
@@ -35,6 +38,21 @@ class Work:
     def steps(self) -> int:
         """Denoising steps that are not ordered yet."""
         return self.request.steps
+
+    def step(self, degree: int, batch: int = 1) -> float:
+        """Seconds of a step, alone or with others in a batch worth it."""
+        return self.ladder.step[degree] if batch == 1 else self.lanes[degree][batch - 1]
+
+    def can_share(self, batch: int) -> bool:
+        """Whether a step of so many is worth it."""
+        return not self.request.alone and any(len(times) >= batch for times in self.lanes.values())
+
+    def shared_degree(self, batch: int) -> int:
+        """The degree at which a step of so many takes the fewest GPU-seconds."""
+        fit = [
+            (degree * times[batch - 1], degree) for degree, times in self.lanes.items() if len(times) >= batch
+        ]
+        return min(fit)[1]
 
     @property
     def has_deadline(self) -> bool:
@@ -84,4 +102,6 @@ class Board:
         # A margin that could not be kept even alone is no reason to give up.
         margin = min(problem.margin_s, max(0.0, due - ends))
         late = ends > due + TOLERANCE
-        return Work(request, steps, ready, encode, decode, due - margin, due, late, mask_of(request.slots))
+        shared = lanes(profile, request.width, request.height, self.layout.max_degree)
+        held = mask_of(request.slots)
+        return Work(request, steps, ready, encode, decode, due - margin, due, late, held, shared)

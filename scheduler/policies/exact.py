@@ -5,17 +5,18 @@ tells what it really gives. It is taken where it is strictly better. Where the p
 the line-up is proved best: no plan of this moment has more on time.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from scheduler.policies.board import Board
+from scheduler.policies.board import Board, Work
 from scheduler.policies.edf import by_deadline, finish
-from scheduler.policies.fluid import Program, Row, Solution, build, tasks
+from scheduler.policies.fluid import Program, Row, Solution, build, sharing, tasks
 from scheduler.policies.interrupt import interrupted
 from scheduler.policies.lineup import Lineup, Ranking, follow, least_gpu_seconds, line_up, on_time
 from scheduler.policies.mix import TOLERANCE
-from scheduler.policies.search import give_up, hurry, improve, promote
+from scheduler.policies.search import give_up, hurry, improve, join, promote
 from scheduler.problem import Decision, Plan, Policy, Problem
 
 Solver = Callable[[Program, Sequence[Row], frozenset[int], float], Solution]
@@ -23,7 +24,7 @@ Solver = Callable[[Program, Sequence[Row], frozenset[int], float], Solution]
 
 SEARCH_EFFORT = 400
 """Placements to spend on a better line-up before the solver is asked."""
-MOVES = (hurry, promote, give_up)
+MOVES = (join, hurry, promote, give_up)
 JUST_NOW_S = 0.05
 """Arrivals of so long ago have their first plan now."""
 MAX_WORKS = 24
@@ -115,12 +116,19 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float) -> _Answer:
         solution = solver(program, [program.more_than(on_time(best) - apart)], kept, until - built)
         answer.solve_s += time.perf_counter() - built
         if spare_s == 0:
-            # Only this program is a relaxation.
-            answer.status = solution.status
-            if solution.status == "infeasible":
+            # Only this program is a relaxation, and where steps can be shared another one.
+            limit = solution
+            if sharing(order):
+                began = time.perf_counter()
+                limit = _limit(
+                    solver, board, order, program.more_than(on_time(best) - apart), until, solution
+                )
+                answer.solve_s += time.perf_counter() - began
+            answer.status = limit.status
+            if limit.status == "infeasible":
                 answer.status, answer.bound = "optimal", on_time(best)
-            elif solution.values is not None:
-                answer.bound = min(answer.bound, apart + program.weight(solution.bound))
+            elif limit.values is not None:
+                answer.bound = min(answer.bound, apart + program.weight(limit.bound))
         if solution.values is None:
             break
         candidate = follow(board, Ranking(order), tasks(program, solution.values))
@@ -130,6 +138,16 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float) -> _Answer:
         if solution.status != "optimal":
             break  # it has taken all the effort there is, and so would the next
     return answer
+
+
+def _limit(
+    solver: Solver, board: Board, order: Sequence[Work], more: Row, until: float, alone: Solution
+) -> Solution:
+    """Whether a plan with batches could have `more`, where plans without could as `alone` says."""
+    left = until - time.perf_counter()
+    if alone.status != "infeasible" or left <= 0:
+        return Solution(None, math.inf, "feasible")
+    return solver(build(board, order, batches=True), [more], frozenset(), left)
 
 
 def _possible(lineup: Lineup) -> float:

@@ -12,7 +12,7 @@ plan can have on time. All numbers are integers, for both solvers to see the sam
 
 import bisect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -20,11 +20,13 @@ from typing import NamedTuple
 from scheduler.policies.board import Board, Work
 from scheduler.policies.lineup import Task
 from scheduler.policies.mix import TOLERANCE
+from scheduler.policies.sharing import Lanes
 from scheduler.problem import Stage
 
 MS = 1000
 WEIGHT_UNIT = 1000
 STEP_UNIT = 1_000_000
+SHARE_UNIT = 1000
 MAX_DEADLINES = 10
 """Spans are cut at this many deadlines at most."""
 GRAIN_S = 0.1
@@ -82,11 +84,11 @@ class Solution:
     status: str
 
 
-def build(board: Board, works: Sequence[Work], spare_s: float = 0.0) -> Program:
+def build(board: Board, works: Sequence[Work], spare_s: float = 0.0, batches: bool = False) -> Program:
     """The program of the work that has denoising steps left.
 
     `spare_s` is kept free before deadlines where it can be, for what the fluid does not see. Without it, the
-    best value is a bound.
+    best value is a bound on plans without batches; `batches`: on those with batches worth it, too.
     """
     # Data: when each can begin and must end; when blocks are free, by size; spans.
     works = tuple(work for work in works if work.steps)
@@ -119,6 +121,7 @@ def build(board: Board, works: Sequence[Work], spare_s: float = 0.0) -> Program:
 
     # Rows.
     rows = [_all_steps(z, work, own[z]) for z, work in enumerate(works)]
+    classes = sharing(works) if batches else []
     for s, length in enumerate(lengths):
         here = {
             z: found
@@ -126,16 +129,26 @@ def build(board: Board, works: Sequence[Work], spare_s: float = 0.0) -> Program:
             if (found := [(c, u.degree) for c, u in lane if u.span == s])
         }
         rows += [Row((*((c, 1) for c, _ in lane), (z, -length)), 0) for z, lane in here.items()]
+        taken = [entry for lane in here.values() for entry in lane]
+        for shared_steps, members in classes:
+            for degree, times in shared_steps.items():
+                own_time = [c for z in members for c, k in here.get(z, ()) if k == degree]
+                if len(own_time) > 1:
+                    shared, more = _share(columns, own_time, times, length * free[s][degree])
+                    taken = [(c, k) for c, k in taken if c not in own_time] + [(shared, degree)]
+                    rows += more
         for size, blocks in free[s].items():
-            rows += _blocks(columns, here, size, blocks * length, exact=blocks * size == free[s][1])
+            limit, exact = blocks * length, blocks * size == free[s][1]
+            rows += _blocks(columns, taken, list(here.values()), size, limit, exact)
 
-    # Objective: the most weight on time, then the fewest GPU-seconds.
+    # Objective: the most weight on time, then, where it is not only a bound, the fewest GPU-seconds.
     scale = 1 + len(board.layout.slots) * sum(lengths)
     gains = [scale * round(WEIGHT_UNIT * work.request.weight) for work in works]
     gains += [0] * (len(columns.uppers) - len(gains))
     uses = tuple(entry for lane in own for entry in lane)
-    for column, use in uses:
-        gains[column] = -use.degree
+    if not batches:
+        for column, use in uses:
+            gains[column] = -use.degree
     return Program(works, uses, tuple(columns.uppers), tuple(gains), tuple(rows), scale)
 
 
@@ -157,15 +170,50 @@ def _all_steps(z: int, work: Work, lane: Sequence[tuple[int, Use]]) -> Row:
     return Row((*((column, -done[use.degree]) for column, use in lane), (z, STEP_UNIT * work.steps)), 0)
 
 
+def sharing(works: Sequence[Work]) -> list[tuple[Lanes, list[int]]]:
+    """Who can share steps with whom, by index, with the step times of their batches."""
+    found: dict[Hashable, list[int]] = {}
+    for z, work in enumerate(works):
+        if work.steps and work.lanes:
+            found.setdefault(work.request.batch_key, []).append(z)
+    return [(works[members[0]].lanes, members) for members in found.values() if len(members) > 1]
+
+
+def _share(
+    columns: _Columns, own_time: Collection[int], times: Sequence[float], limit: int
+) -> tuple[int, list[Row]]:
+    """In one span, at one degree: the column of the time that blocks are taken, where steps can be shared.
+
+    A step of b takes at least 1 + (b - 1) * growth times as long as a step alone. So blocks are taken for the
+    share `growth` of all steps as if each were alone, and for the rest of them once a batch; and nobody has
+    more steps than there are batches. That a step of several takes each of them longer is left out.
+    """
+    most = min(len(own_time), len(times))
+    growth = min((times[b] / times[0] - 1) / b for b in range(1, len(times)))
+    once, taken = columns.add(limit), columns.add(limit)
+    rows = [Row(((column, 1), (once, -1)), 0) for column in own_time]
+    rows.append(Row((*((column, 1) for column in own_time), (once, -most)), 0))
+    each = int(growth * SHARE_UNIT)
+    terms = (*((column, each) for column in own_time), (once, SHARE_UNIT - each - 1), (taken, -SHARE_UNIT))
+    rows.append(Row(terms, SHARE_UNIT))  # one millisecond for rounding
+    return taken, rows
+
+
 def _blocks(
-    columns: _Columns, here: Mapping[int, Sequence[tuple[int, int]]], size: int, limit: int, exact: bool
+    columns: _Columns,
+    taken: Sequence[tuple[int, int]],
+    own_time: Sequence[Sequence[tuple[int, int]]],
+    size: int,
+    limit: int,
+    exact: bool,
 ) -> list[Row]:
     """In one span: those of this degree and wider share its blocks, and nobody narrower runs for nothing.
 
-    `here` has the columns and degrees of each work; `exact`: there are no free GPUs beside these blocks.
+    Columns with degrees, of the time that blocks are taken and of each work's own time; `exact`: there are no
+    free GPUs beside these blocks.
     """
-    wide = tuple((c, degree // size) for lane in here.values() for c, degree in lane if degree >= size)
-    narrow = [tuple((c, 1) for c, degree in lane if degree < size) for lane in here.values()]
+    wide = tuple((c, degree // size) for c, degree in taken if degree >= size)
+    narrow = [tuple((c, 1) for c, degree in lane if degree < size) for lane in own_time]
     narrow = [lane for lane in narrow if lane]
     if not wide or not exact or not narrow:
         return [Row(wide, limit)] if wide else []
@@ -209,7 +257,7 @@ def tasks(program: Program, values: Sequence[float]) -> list[Task]:
             total += milliseconds / MS / work.ladder.step[use.degree]
             upto = work.steps if index == len(uses) - 1 else min(work.steps, round(total))
             if upto > given:
-                found.append((use.span, -use.degree, work.due, Task(work, use.degree, upto - given)))
+                found.append((use.span, -use.degree, work.due, Task((work,), use.degree, upto - given)))
                 given = upto
     return [task for *_, task in sorted(found, key=lambda entry: entry[:3])]
 

@@ -31,13 +31,17 @@ def take_back(lineup: Lineup, under_way: Sequence[Running]) -> tuple[str, ...]:
     An order goes on where the line-up would only go on with it, or does not need its GPUs in its time.
     """
     own = {r.request.id: lineup.pieces.pop(r.request.id, None) for r in under_way}
+    shared = {key: piece for key, piece in own.items() if piece is not None and piece.guests}
+    for batch in shared.values():
+        for work in (batch.work, *batch.guests):
+            lineup.pieces.pop(work.request.id, None)
     members = lineup.board.layout.members
     given = mask_of(slot for piece in lineup.pieces.values() for slot in members[piece.block])
     found = []
     for r in under_way:
         piece, slots = own[r.request.id], mask_of(r.slots)
         goes_on = piece is not None and piece.block == slots
-        if not goes_on and (slots & given or lineup.reserved(r.slots) < r.until):
+        if r.request.id in shared or (not goes_on and (slots & given or lineup.reserved(r.slots) < r.until)):
             found.append(r.request.id)
         else:
             lineup.free &= ~slots

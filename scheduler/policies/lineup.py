@@ -6,8 +6,10 @@ first; who comes later takes what is left, and gaps before the others' reservati
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -23,7 +25,10 @@ MOVE_SECONDS = 0.01
 
 @dataclass(slots=True)
 class Piece:
-    """An order to be given: `steps` of the work's next stage on `block`, in at most `longest` seconds."""
+    """An order to be given: `steps` of the work's next stage on `block`, in at most `longest` seconds.
+
+    The `guests` share its steps.
+    """
 
     work: Work
     block: int
@@ -31,6 +36,7 @@ class Piece:
     begin: float
     end: float
     longest: float = math.inf
+    guests: tuple[Work, ...] = ()
 
 
 class Aim(NamedTuple):
@@ -41,18 +47,19 @@ class Aim(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Some steps of a request at one degree."""
+    """Some steps of a request at one degree, or of several as a batch."""
 
-    work: Work
+    works: tuple[Work, ...]
     degree: int
     steps: int
 
 
 class Ranking(NamedTuple):
-    """Who is placed first, and the fewest GPUs of some, by request id."""
+    """Who is placed first; by request id the fewest GPUs of some, and who shares the steps of others."""
 
     order: tuple[Work, ...] = ()
     narrowest: Mapping[str, int] = MappingProxyType({})
+    guests: Mapping[str, tuple[Work, ...]] = MappingProxyType({})
 
 
 NOBODY = Ranking()
@@ -207,26 +214,28 @@ class Lineup:
         begin, block = self._earliest(work.stage, 1, work.ready, work.held)
         return begin + work.encode, block
 
-    def run_steps(self, work: Work, degree: int, steps: int, ready: float, held: int) -> tuple[float, int]:
+    def run_steps(self, task: Task, ready: float, held: int) -> tuple[float, int]:
         """Run steps as early as can be, behind all that was placed before; when and where they end."""
-        begin, block = self._earliest(Stage.DENOISING, degree, ready, held, work.ladder.switch)
+        works, degree, steps = task
+        first = works[0]
+        step = first.step(degree, len(works))
+        begin, block = self._earliest(Stage.DENOISING, degree, ready, held, first.ladder.switch)
         if begin == math.inf:
             return begin, block  # nobody can run them, or encode before
-        piece = None
+        lag = self._lag(first, block, held, begin, ready)
         if (
-            work.stage is Stage.DENOISING
-            and self._startable(work)
-            and block & ~self.free == 0
+            block & ~self.free == 0
             and begin <= self.board.problem.horizon
+            and all(work.stage is Stage.DENOISING and self._startable(work) for work in works)
         ):
-            piece = self._piece(work, block, begin, steps)
-        if piece is None:
-            self._reserve(block, begin)
-        else:
+            count = min(steps, max(1, int((self.board.problem.round_s - lag) / step + TOLERANCE)))
+            piece = Piece(first, block, count, begin, begin + lag + count * step, guests=works[1:])
             self._accept(piece)
-            if piece.steps < steps:
+            if count < steps:
                 self._reserve(block, piece.end)
-        end = begin + self._lag(work, block, held, begin, ready) + steps * work.ladder.step[degree]
+        else:
+            self._reserve(block, begin)
+        end = begin + lag + steps * step
         self._hold(block, end)
         self.gpu_seconds += degree * (end - begin)
         return end, block
@@ -281,8 +290,16 @@ class Lineup:
         """The orders, in the order in which they were placed."""
         members = self.board.layout.members
         return tuple(
-            Assignment((key,), p.work.stage, members[p.block], p.steps, p.begin, p.end)
+            Assignment(
+                (key, *(guest.request.id for guest in p.guests)),
+                p.work.stage,
+                members[p.block],
+                p.steps,
+                p.begin,
+                p.end,
+            )
             for key, p in self.pieces.items()
+            if key == p.work.request.id
         )
 
     # Books.
@@ -349,7 +366,7 @@ class Lineup:
 
     def _wider(self, piece: Piece) -> Piece | None:
         """The same order on the next wider block, where that is idle and faster."""
-        if piece.work.stage is not Stage.DENOISING:
+        if piece.work.stage is not Stage.DENOISING or piece.guests:
             return None
         block = self.board.layout.parent.get(piece.block)
         if block is None or (block & ~piece.block) & ~self.free:
@@ -402,15 +419,25 @@ class Lineup:
             reserved[slot] = min(reserved[slot], begin)
 
     def _accept(self, piece: Piece) -> None:
-        self.pieces[piece.work.request.id] = piece
+        for work in (piece.work, *piece.guests):
+            self.pieces[work.request.id] = piece
         self.free &= ~piece.block
 
 
 def line_up(board: Board, ranking: Ranking) -> Lineup:
-    """Place the work in its order, each to meet its deadline with the margin, or else without."""
+    """Place the work in its order, each to meet its deadline with the margin, or else without.
+
+    Guests are placed with their host, whose steps they share.
+    """
     lineup = Lineup(board, ranking)
+    placed = {guest.request.id for guests in ranking.guests.values() for guest in guests}
     for work in ranking.order:
-        _place(lineup, work, ranking.narrowest.get(work.request.id, 1))
+        key = work.request.id
+        if guests := ranking.guests.get(key):
+            works = (work, *guests)
+            _run(lineup, together({w: w.steps for w in works}, work.shared_degree(len(works))))
+        elif key not in placed:
+            _place(lineup, work, ranking.narrowest.get(key, 1))
     return lineup
 
 
@@ -420,20 +447,43 @@ def follow(board: Board, ranking: Ranking, tasks: Iterable[Task]) -> Lineup:
     for work in ranking.order:
         if work.stage is Stage.DECODING:
             _place(lineup, work)
-    done: dict[str, int] = {}
-    at: dict[str, tuple[float, int]] = {}
-    for work, degree, steps in tasks:
-        key = work.request.id
-        if key not in at:
-            at[key] = lineup.run_encoding(work)
-        at[key] = lineup.run_steps(work, degree, steps, *at[key])
-        done[key] = done.get(key, 0) + steps
-        if done[key] == work.steps:
-            lineup.run_decoding(work, *at[key])
+    done = _run(lineup, tasks)
     for work in ranking.order:
         if work.steps and work.request.id not in done:
             _place(lineup, work)
     return lineup
+
+
+def together(steps: Mapping[Work, int], degree: int) -> Iterator[Task]:
+    """So many steps of each, shared by all who have some left."""
+    done = 0
+    left = sorted(steps, key=lambda work: steps[work])
+    while left:
+        count = steps[left[0]] - done
+        if count:
+            yield Task(tuple(left), degree, count)
+            done += count
+        del left[0]
+
+
+def _run(lineup: Lineup, tasks: Iterable[Task]) -> Collection[str]:
+    """Run the tasks in their order, with encodings and decodings; whose they are."""
+    done: dict[str, int] = {}
+    at: dict[str, tuple[float, int]] = {}
+    for task in tasks:
+        keys = [work.request.id for work in task.works]
+        for key, work in zip(keys, task.works, strict=True):
+            if key not in at:
+                at[key] = lineup.run_encoding(work)
+        # The latents of a batch are brought to where it runs.
+        ready, held = max(at[key][0] for key in keys), reduce(or_, (at[key][1] for key in keys))
+        end = lineup.run_steps(task, ready, held)
+        for key, work in zip(keys, task.works, strict=True):
+            at[key] = end
+            done[key] = done.get(key, 0) + task.steps
+            if done[key] == work.steps:
+                lineup.run_decoding(work, *end)
+    return done
 
 
 def _place(lineup: Lineup, work: Work, narrowest: int = 1) -> None:

@@ -7,6 +7,7 @@ may be the wrong one to serve: then it should wait, or be given up.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 from scheduler.policies.board import Work
 from scheduler.policies.lineup import Lineup, Ranking, line_up, on_time
@@ -45,6 +46,33 @@ def promote(ranking: Ranking, lost: Work) -> Iterator[Ranking]:
     rest = ranking.order[:index] + ranking.order[index + 1 :]
     for place in reversed(range(index)):
         yield ranking._replace(order=(*rest[:place], lost, *rest[place:]))
+
+
+def join(ranking: Ranking, lost: Work) -> Iterator[Ranking]:
+    """Let it share the steps of another of its size, or two others share theirs, who leave it a GPU then."""
+    guests = {guest.request.id for found in ranking.guests.values() for guest in found}
+    classes: dict[tuple[object, ...], list[Work]] = {}
+    for work in ranking.order:
+        if work.steps and work.can_share(2) and work.request.id not in guests:
+            classes.setdefault(work.request.batch_key, []).append(work)
+    own = classes.get(lost.request.batch_key, []) if lost.request.id not in guests else []
+    if lost in own:
+        for host in own:
+            if host is not lost:
+                yield from _joined(ranking, host, lost)
+    for works in classes.values():
+        for host, guest in pairwise(works):
+            if lost is not host and lost is not guest:
+                yield from _joined(ranking, host, guest)
+
+
+def _joined(ranking: Ranking, host: Work, guest: Work) -> Iterator[Ranking]:
+    """With one, and all who are with it, in the steps of another, if so many may."""
+    guests = dict(ranking.guests)
+    found = (*guests.get(host.request.id, ()), guest, *guests.pop(guest.request.id, ()))
+    if host.can_share(1 + len(found)):
+        guests[host.request.id] = found
+        yield ranking._replace(guests=guests)
 
 
 def improve(lineup: Lineup, moves: Sequence[Move], effort: int) -> Lineup:
