@@ -241,9 +241,11 @@ class Lineup:
         return end, block
 
     def run_decoding(self, work: Work, ready: float, block: int) -> None:
-        """Decode after the last step, if that ended in time."""
-        if ready <= work.hard_due + TOLERANCE:
-            self._keep_decoder(work, 1 << self.board.layout.members[block][0], ready)
+        """Decode after the last step, if that ended in time; those of a batch one after the other."""
+        leader = 1 << self.board.layout.members[block][0]
+        begin = max(ready, self._ends[leader])
+        if begin <= work.hard_due + TOLERANCE:
+            self._keep_decoder(work, leader, begin)
 
     # Filling what is left.
 
