@@ -123,16 +123,21 @@ def test_in_a_rush_more_are_on_time_for_fewer_gpu_seconds():
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    st.integers(0, 10**6),
-    st.sampled_from(["tetriserve", "tetriserve:event", "cp-sat"]),
-    st.sampled_from([1, 2, 4]),
-)
+@given(st.integers(0, 10**6), st.sampled_from(["tetriserve", "tetriserve:event"]), st.sampled_from([1, 2, 4]))
 def test_every_step_runs_once(seed, policy, gpus):
     outcomes = run(policy, 8.0, seed, gpus)
     check_books(outcomes, gpus)
     for tracked in outcomes.requests:
         check_steps(tracked)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_step_runs_once_where_line_ups_share(seed):
+    outcomes = run("cp-sat", 5.0, seed)
+    check_books(outcomes, 2)
+    for tracked in outcomes.requests:
+        check_steps(tracked)
+    assert max(span.batch for tracked in outcomes.requests for span in tracked.spans) > 1
 
 
 def to_encode(name: str, deadline: float = 5.0, **more: object) -> Request:

@@ -29,6 +29,8 @@ JUST_NOW_S = 0.05
 """Arrivals of so long ago have their first plan now."""
 MAX_WORKS = 24
 """With more requests that could be on time, the solver would not get far in the time there is."""
+MAX_SHARING = 12
+"""With more, it is not asked whether batches could bring in another: that proof takes as long again."""
 SPARES_S = (0.0, 0.15, 0.4)
 """Kept free before deadlines in one program after the other, until an answer can be run in whole steps."""
 
@@ -145,7 +147,7 @@ def _limit(
 ) -> Solution:
     """Whether a plan with batches could have `more`, where plans without could as `alone` says."""
     left = until - time.perf_counter()
-    if alone.status != "infeasible" or left <= 0:
+    if alone.status != "infeasible" or len(order) > MAX_SHARING or left <= 0:
         return Solution(None, math.inf, "feasible")
     return solver(build(board, order, batches=True), [more], frozenset(), left)
 
