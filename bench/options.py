@@ -200,7 +200,9 @@ MACHINES = [
         callback=_parsed(_decisions),
         help="What is decided comes this much later; measured: by the time that deciding took.",
     ),
-    click.option("--switch-ms", type=NOT_NEGATIVE, default=0.0, help="Cost of a change of group, ms."),
+    click.option(
+        "--switch-ms", type=NOT_NEGATIVE, default=0.0, help="Cost of a change of group, ms, which plans know."
+    ),
     click.option(
         "--node-paces",
         metavar="FACTOR,...",
