@@ -207,7 +207,7 @@ def test_rounds_follow_one_another(now, round_s, lead):
 def test_nothing_denoises_between_rounds_nor_beyond_them(seed):
     given_problem = problem(seed)
     window = aligned_window(given_problem)
-    plan = resolve("tetriserve")(given_problem, 0.05)
+    plan = resolve("tetriserve")(given_problem, PATIENT)
     between = given_problem.now < window.opens
     requests = {request.id: request for request in given_problem.requests}
     for a in plan.assignments:
