@@ -1,5 +1,8 @@
 """`python -m bench`."""
 
-from bench.cli import main
+from tetriserve.entry import quietly_interrupted
 
-main(prog_name="python -m bench")
+if __name__ == "__main__":
+    with quietly_interrupted():
+        from bench.cli import main
+    main(prog_name="python -m bench")

@@ -21,7 +21,7 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Settings of one executor; `__main__` says what each is for.
+    """Settings of one executor; `command.py` says what each is for.
 
     Raises ValueError, naming the option, where one cannot be right whatever the machine is like.
     """

@@ -9,7 +9,7 @@ import sys
 import chaos
 
 from scheduler import policies
-from scheduler.__main__ import main
+from scheduler.command import main
 
 
 def factory(seed: str):

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from test_scheduler import Processes
 
-from scheduler.__main__ import main
+from scheduler.command import main
 from tetriserve import Client, errors
 from tetriserve.types import Stage, Verdict
 
@@ -88,7 +88,7 @@ def test_nothing_is_promised_before_step_times_are_known(processes):
 def test_the_command_line_asks_for_promises(processes):
     with Client(processes.target, patience=20) as client:
         ready(processes, client, "--admission", "promise")
-    words = [sys.executable, "-m", "tetriserve.cli", "submit", "a boat", "--steps", "40", "--no-wait"]
+    words = [sys.executable, "-m", "tetriserve", "submit", "a boat", "--steps", "40", "--no-wait"]
     words += ["--scheduler", processes.target, "--deadline", "0.5s"]
     refused = subprocess.run(words, capture_output=True, text=True)
     assert refused.returncode != 0

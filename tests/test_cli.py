@@ -21,7 +21,7 @@ from rich.console import Console
 from tetriserve import Client, cli, show
 from tetriserve.v1 import types_pb2
 
-COMMAND = [sys.executable, "-m", "tetriserve.cli"]
+COMMAND = [sys.executable, "-m", "tetriserve"]
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 

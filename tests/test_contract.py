@@ -85,6 +85,6 @@ def test_the_core_stands_alone(name):
 
 
 def test_importing_the_scheduler_or_the_client_brings_no_torch():
-    words = "import sys, scheduler.__main__, tetriserve, tetriserve.cli; print('torch' in sys.modules)"
+    words = "import sys, scheduler.command, tetriserve.cli; print('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "False"

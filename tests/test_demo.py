@@ -179,7 +179,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 
 def tetriserve(cluster: LocalCluster, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "tetriserve.cli", *words],
+        [sys.executable, "-m", "tetriserve", *words],
         capture_output=True,
         text=True,
         timeout=60,

@@ -16,8 +16,7 @@ from click.testing import CliRunner
 from fake_fleet import FakeFleet
 from PIL import Image
 
-from executor import __main__ as command
-from executor import builtin
+from executor import builtin, command
 from executor.link import Link, Refused, Session
 from executor.once import alone
 from executor.post import Post
@@ -273,7 +272,7 @@ def test_an_image_that_cannot_be_uploaded_ends_the_order_as_aborted(fleet: FakeF
 def test_a_signal_while_it_loads_ends_it_well():
     """Also in the middle of an `exec`, with which libraries make classes when they are imported."""
     code = (
-        "from executor import __main__ as command\n"
+        "from executor import command\n"
         "command._run = lambda config: exec('raise KeyboardInterrupt')\n"
         "command.main([])"
     )

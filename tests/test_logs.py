@@ -90,7 +90,7 @@ def test_options_of_a_command():
 
 def test_grpc_writes_nothing_between_the_lines():
     """Its notes go past `logging`; it reads its setting once, so that must come before its import."""
-    packages = "scheduler", "scheduler.__main__", "tetriserve", "executor.__main__"
+    packages = "scheduler.command", "tetriserve.client", "executor.command, executor.link"
     env = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
     for package in packages:
         code = (

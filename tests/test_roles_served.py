@@ -133,7 +133,7 @@ def test_what_nobody_can_do_is_said_and_waits_until_somebody_can(cluster: LocalC
             client.quote("128x128")
         waiting = client.submit(PROMPT, "128x128", steps=2, seed=1)
         shown = subprocess.run(
-            [sys.executable, "-m", "tetriserve.cli", "cluster"],
+            [sys.executable, "-m", "tetriserve", "cluster"],
             capture_output=True,
             text=True,
             env=os.environ | {"TETRISERVE_SCHEDULER": cluster.target, "COLUMNS": "200"},

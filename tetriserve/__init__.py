@@ -5,38 +5,43 @@ with tetriserve.Client() as client:
     client.result(status.id).save("house.png")
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from tetriserve import quiet  # noqa: F401  (before grpc)
-from tetriserve.client import AsyncClient, Client
-from tetriserve.errors import (
-    AlreadyExists,
-    Cancelled,
-    DeadlineExceeded,
-    FailedPrecondition,
-    Internal,
-    InvalidArgument,
-    NotFound,
-    RequestEnded,
-    ResourceExhausted,
-    RpcError,
-    TetriServeError,
-    Unavailable,
-    Unimplemented,
-)
-from tetriserve.types import (
-    Cluster,
-    Event,
-    Executor,
-    ImageSpec,
-    Model,
-    OnLate,
-    Preview,
-    Quote,
-    Request,
-    RequestStatus,
-    Span,
-    Stage,
-    Verdict,
-)
+
+if TYPE_CHECKING:
+    from tetriserve.client import AsyncClient, Client
+    from tetriserve.errors import (
+        AlreadyExists,
+        Cancelled,
+        DeadlineExceeded,
+        FailedPrecondition,
+        Internal,
+        InvalidArgument,
+        NotFound,
+        RequestEnded,
+        ResourceExhausted,
+        RpcError,
+        TetriServeError,
+        Unavailable,
+        Unimplemented,
+    )
+    from tetriserve.types import (
+        Cluster,
+        Event,
+        Executor,
+        ImageSpec,
+        Model,
+        OnLate,
+        Preview,
+        Quote,
+        Request,
+        RequestStatus,
+        Span,
+        Stage,
+        Verdict,
+    )
 
 __all__ = [
     "AlreadyExists",
@@ -68,3 +73,19 @@ __all__ = [
     "Unimplemented",
     "Verdict",
 ]
+
+if not TYPE_CHECKING:  # to a type checker every name would be one of ours
+    _MODULES = "errors", "types", "client"
+
+    def __getattr__(name: str) -> object:
+        """The public names, once one is wanted: what they need takes half a second to import."""
+        if name in _MODULES:
+            return import_module(f"tetriserve.{name}")
+        for module in _MODULES if name in __all__ else ():
+            found = getattr(import_module(f"tetriserve.{module}"), name, None)
+            if found is not None:
+                return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return [*globals(), *__all__]

@@ -12,6 +12,7 @@ import click
 from tetriserve import show
 from tetriserve.as_json import cluster_json, event_json, policy_json, quote_json, status_json
 from tetriserve.client import DEFAULT_TARGET, TARGET_VARIABLE, Client
+from tetriserve.entry import INTERRUPTED
 from tetriserve.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -22,7 +23,7 @@ from tetriserve.errors import (
 )
 from tetriserve.types import Event, OnLate, RequestStatus, Stage
 
-ENDED_WITHOUT_IMAGE, BAD_ARGUMENT, NOT_FOUND, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 5, 130
+ENDED_WITHOUT_IMAGE, BAD_ARGUMENT, NOT_FOUND, UNREACHABLE, REFUSED = 1, 2, 3, 4, 5
 
 # A first call fails soon; who waits for an image sits out a scheduler's restart.
 _PATIENCE, _PATIENCE_WAITING = 2.0, 60.0
@@ -393,7 +394,3 @@ def _print(answer: object, *, lines: bool = False) -> None:
 
 def _say(words: str) -> None:
     click.echo(words, err=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -21,8 +21,7 @@ from tetriserve.v1 import types_pb2 as types
 
 def main() -> None:
     """Put the recorder in, then be an executor."""
-    from executor import __main__ as executor
-    from executor import pipelines
+    from executor import command, pipelines
     from executor.runner import Runner
 
     folder = Path(os.environ["RECORD"])
@@ -37,7 +36,7 @@ def main() -> None:
     recorder = Recorder(folder, bare)
     pipelines.load = lambda *args: recorder.watch(load(*args))
     Runner._run = recorder.around(Runner._run)  # type: ignore[method-assign]
-    executor.main(prog_name="python -m bench.engine.recorded")
+    command.main(prog_name="python -m bench.engine.recorded")
 
 
 class Recorder:

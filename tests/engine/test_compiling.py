@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from torch._dynamo.utils import counters
 
 from bench.crew import Crew, Worker
-from executor import __main__ as command
+from executor import command
 from executor.calibration import Calibration
 from executor.groups import Groups, Member
 from executor.image import ImageSpec

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from bench.runs import profile as read
-from executor.__main__ import main
 from executor.calibration import Wish
+from executor.command import main
 from executor.profile_command import LINKS
 from executor.profiler import Effort
 from executor.survey import Failed, Gone, Members, Setup, Skipped, survey, wishes
