@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 from chaos import PATIENT
@@ -44,6 +45,19 @@ def test_who_would_be_lost_shares_the_steps_of_others(policy):
     assert sorted(a.batch for a in plan.assignments) == [2, 2]
     assert sorted(id for a in plan.assignments for id in a.request_ids) == ["r0", "r1", "r2", "r3"]
     assert resolve("edf")(moment([0.65] * 4, gpus=2), PATIENT).decision.objective == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "on_time"),
+    [({}, 2), ({"alone": True}, 1), ({"home": "elsewhere"}, 1), ({"lora": "ink"}, 1)],
+    ids=["like the other", "alone", "node", "adapter"],
+)
+def test_only_who_may_share_steps_does(change, on_time):
+    both = moment([0.65] * 2, gpus=1)
+    problem = replace(both, requests=(both.requests[0], replace(both.requests[1], **change)))
+    plan = resolve("cp-sat")(problem, PATIENT)
+    assert plan.decision.objective == on_time
+    assert [a.batch for a in plan.assignments] == [on_time]
 
 
 def partitions(names: Sequence[int]) -> Iterator[list[tuple[int, ...]]]:

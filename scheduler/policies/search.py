@@ -6,7 +6,7 @@ may be the wrong one to serve: then it should wait, or be given up.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import pairwise
 
 from scheduler.policies.board import Work
@@ -51,15 +51,14 @@ def promote(ranking: Ranking, lost: Work) -> Iterator[Ranking]:
 def join(ranking: Ranking, lost: Work) -> Iterator[Ranking]:
     """Let it share the steps of another of its size, or two others share theirs, who leave it a GPU then."""
     guests = {guest.request.id for found in ranking.guests.values() for guest in found}
-    classes: dict[tuple[object, ...], list[Work]] = {}
+    classes: dict[Hashable, list[Work]] = {}
     for work in ranking.order:
         if work.steps and work.can_share(2) and work.request.id not in guests:
-            classes.setdefault(work.request.batch_key, []).append(work)
-    own = classes.get(lost.request.batch_key, []) if lost.request.id not in guests else []
-    if lost in own:
-        for host in own:
-            if host is not lost:
-                yield from _joined(ranking, host, lost)
+            classes.setdefault((work.request.batch_key, work.request.home), []).append(work)
+    own = next((works for works in classes.values() if lost in works), [])
+    for host in own:
+        if host is not lost:
+            yield from _joined(ranking, host, lost)
     for works in classes.values():
         for host, guest in pairwise(works):
             if lost is not host and lost is not guest:
