@@ -19,6 +19,7 @@ from fake_scheduler import FakeScheduler
 from rich.console import Console
 
 from tetriserve import Client, cli, show
+from tetriserve.files import replacing
 from tetriserve.v1 import types_pb2
 
 COMMAND = [sys.executable, "-m", "tetriserve"]
@@ -69,6 +70,29 @@ def test_submit_waits_and_writes_the_image(fake: FakeScheduler, tmp_path: Path) 
     assert result.stderr.splitlines() == ["mine: queued", "mine: denoising", "mine: done"]
     sent = fake.calls("Submit")[-1].request
     assert (sent.image.width, sent.image.seed, sent.deadline.seconds) == (512, 7, 8)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    picture, link = tmp_path / "house.png", tmp_path / "link.png"
+    picture.write_bytes(b"before")
+    link.symlink_to(picture)
+
+    def fill_the_disk() -> None:
+        with replacing(picture) as draft:
+            draft.write_bytes(b"a part")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fill_the_disk()
+    assert picture.read_bytes() == b"before"
+    with replacing(link) as draft:
+        draft.write_bytes(b"after")
+    assert link.is_symlink()
+    assert picture.read_bytes() == b"after"
+    with replacing("/dev/null") as draft:
+        draft.write_bytes(b"no matter")
+    assert Path("/dev/null").is_char_device()
+    assert {path.name for path in tmp_path.iterdir()} == {"house.png", "link.png"}
 
 
 def test_submit_no_wait_prints_the_id_alone(fake: FakeScheduler) -> None:

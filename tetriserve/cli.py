@@ -21,6 +21,7 @@ from tetriserve.errors import (
     TetriServeError,
     Unavailable,
 )
+from tetriserve.files import replacing
 from tetriserve.types import Event, OnLate, RequestStatus, Stage
 
 ENDED_WITHOUT_IMAGE, BAD_ARGUMENT, NOT_FOUND, UNREACHABLE, REFUSED = 1, 2, 3, 4, 5
@@ -319,7 +320,8 @@ def timeline(output: str | None, last: int, scheduler: str, as_json: bool) -> No
         path = output or "timeline.png"
         try:
             used = [slot for status in statuses for span in status.spans for slot in span.slots]
-            draw(courses(statuses), path, gpus=max([gpus, *(slot + 1 for slot in used)]))
+            with replacing(path) as draft:
+                draw(courses(statuses), draft, gpus=max([gpus, *(slot + 1 for slot in used)]))
         except ValueError as error:
             raise click.ClickException(str(error)) from error
         _say(f"wrote {path}")
@@ -357,7 +359,8 @@ def _save_previews(events: Iterable[Event], id: str, output: str | None) -> Iter
         folder, name = Path(output).parent, Path(output).stem
     for event in events:
         if event.preview:
-            (folder / f"{name}-{event.preview.step}.jpg").write_bytes(event.preview.jpeg)
+            with replacing(folder / f"{name}-{event.preview.step}.jpg") as draft:
+                draft.write_bytes(event.preview.jpeg)
         yield event
 
 
@@ -382,7 +385,8 @@ def _write(output: str, image: bytes) -> None:
         sys.stdout.buffer.write(image)
         sys.stdout.buffer.flush()
     else:
-        Path(output).write_bytes(image)
+        with replacing(output) as draft:
+            draft.write_bytes(image)
 
 
 def _print(answer: object, *, lines: bool = False) -> None:
