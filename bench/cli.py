@@ -13,12 +13,13 @@ from bench import misses as missed
 from bench import traces
 from bench.compare import lines
 from bench.matrix import GROUPS
-from bench.options import MACHINES, POSITIVE, SCHEDULER, WORKLOAD, Policy, options, setting
+from bench.options import MACHINES, SCHEDULER, WORKLOAD, Policy, options, setting
 from bench.runs import profile, run
 from bench.show import progress_bar, show_bound, show_comparison, show_misses, show_replay, show_summary
 from bench.trials import BOUND, Trial, perform_all
 from scheduler import policies
 from scheduler.config import Config
+from tetriserve.options import POSITIVE
 
 RESULTS = click.option(
     "--out",

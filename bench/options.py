@@ -14,10 +14,9 @@ from bench.workloads import MIX_HELP, PROCESSES, STEPS, Workload, mix
 from scheduler import policies
 from scheduler.admission import Admission
 from scheduler.config import Config
+from tetriserve.options import NOT_NEGATIVE, POSITIVE, SHARE
 
 F = TypeVar("F", bound=Callable[..., Any])
-POSITIVE = click.FloatRange(min=0, min_open=True)
-NOT_NEGATIVE = click.FloatRange(min=0)
 
 
 class Policy(click.ParamType):
@@ -158,7 +157,7 @@ SCHEDULER = [
     ),
     click.option(
         "--scale-up",
-        type=click.FloatRange(0, 1),
+        type=SHARE,
         default=SERVER_CONFIG.scale_up,
         help="How freely idle GPUs are spent on finishing early: 0 not at all, 1 all there are.",
     ),

@@ -20,6 +20,7 @@ from executor.options import NumberList, RoleList, SizeList
 from executor.profile_command import profile
 from executor.roles import ROLES
 from tetriserve import logs
+from tetriserve.options import NOT_NEGATIVE, Number
 
 log = logs.Logger("executor")
 
@@ -157,7 +158,7 @@ def _given(ctx: click.Context, name: str) -> bool:
 @click.option(
     "--grace",
     metavar="SECONDS",
-    type=click.FloatRange(min=0),
+    type=NOT_NEGATIVE,
     default=4.0,
     show_envvar=True,
     help="When stopping, how long the running order may still take.",
@@ -165,7 +166,7 @@ def _given(ctx: click.Context, name: str) -> bool:
 @click.option(
     "--group-timeout",
     metavar="SECONDS",
-    type=click.FloatRange(min=1),
+    type=Number(min=1),
     default=30.0,
     show_envvar=True,
     help="How long a step waits for a member of its group that is silent before it is given up.",

@@ -23,6 +23,7 @@ from scheduler.service import FleetService, SchedulerService
 from tetriserve import logs
 from tetriserve.guard import Guard
 from tetriserve.logs import Logger
+from tetriserve.options import NOT_NEGATIVE, POSITIVE, SHARE
 from tetriserve.quantities import parse_duration
 from tetriserve.transport import SERVER_OPTIONS, host_port
 from tetriserve.v1 import executor_pb2, executor_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
@@ -55,10 +56,6 @@ def _duration(_context: click.Context, _parameter: click.Parameter, text: str) -
         return parse_duration(text, "--age-bound")
     except ValueError as error:
         raise click.UsageError(f"{error}; or never") from None
-
-
-POSITIVE = click.FloatRange(min=0, min_open=True)
-NOT_NEGATIVE = click.FloatRange(min=0)
 
 
 @click.command(
@@ -101,7 +98,7 @@ NOT_NEGATIVE = click.FloatRange(min=0)
 )
 @click.option(
     "--scale-up",
-    type=click.FloatRange(0, 1),
+    type=SHARE,
     default=1.0,
     help="How freely idle GPUs are spent on finishing early: the share of an order's GPU-seconds that may be "
     "extra. 0 saves the most GPU-hours.",

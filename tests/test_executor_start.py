@@ -49,6 +49,8 @@ def fleet() -> Iterator[FakeFleet]:
         (["--listen", "0.0.0.0:7000"], "--advertise: say by which address peers reach this host"),
         (["--advertise", "bogus.invalid"], "--advertise: cannot listen at bogus.invalid"),
         (["--advertise", "192.0.2.1"], "--advertise: cannot listen at 192.0.2.1"),
+        (["--grace", "nan"], "'--grace': nan is no finite number"),
+        (["--group-timeout", "inf"], "'--group-timeout': inf is no finite number"),
         (["--listen", "bogus.invalid:0"], "--listen: cannot listen at bogus.invalid"),
         (["--roles", "denoise,encode,denoise"], "expected each role once, not denoise again"),
         (["--device", "tpu"], "--device: expected cpu or cuda:N, not 'tpu'"),

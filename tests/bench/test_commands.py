@@ -108,6 +108,9 @@ def test_a_plain_profile(tmp_path):
         (["--policy", "edf", "--charge-decisions", "often"], "'often' is neither measured nor a time"),
         (["--policy", "edf", "--charge-decisions", "nan"], "'nan' is neither measured nor a time"),
         (["--policy", "edf", "--rate", "0"], "0.0 is not in the range"),
+        (["--policy", "edf", "--margin", "nan"], "nan is no finite number"),
+        (["--policy", "edf", "--slo-scale", "inf"], "inf is no finite number"),
+        (["--policy", "edf", "--scale-up", "nan"], "nan is no finite number"),
         (["--policy", "edf", "--duration", "0.001"], "no request arrives"),
     ],
 )
