@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executor.roles import EVERY_ROLE
-from tetriserve.transport import host_port
+from tetriserve.transport import check_listen, host_port
 
 # Below this tiles are mostly overlap.
 SMALLEST_TILE = 128
@@ -84,7 +84,7 @@ def check_addresses(config: Config) -> None:
     for option, address, number in (("--listen", host, port), ("--advertise", config.advertise, 0)):
         try:
             if address:
-                _bind(address, number)
+                check_listen(address, number)
         except OSError as error:
             why = error.strerror or error
             raise ValueError(f"{option}: cannot listen at {address}, port {number}: {why}") from None
@@ -118,13 +118,3 @@ def _is_wildcard(host: str) -> bool:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return False
-
-
-def _bind(host: str, port: int) -> None:
-    """OSError where nothing can listen there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
-        # As servers do: what an earlier one has left behind is no hindrance.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(1)

@@ -25,7 +25,7 @@ from tetriserve.guard import Guard
 from tetriserve.logs import Logger
 from tetriserve.options import NOT_NEGATIVE, POSITIVE, SHARE
 from tetriserve.quantities import parse_duration
-from tetriserve.transport import SERVER_OPTIONS, host_port
+from tetriserve.transport import SERVER_OPTIONS, check_listen, host_port
 from tetriserve.v1 import executor_pb2, executor_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
 
 log = Logger("scheduler")
@@ -218,9 +218,10 @@ async def _serve(listen: str, driver: Driver, queue_limit: int) -> int:
     ]
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     try:
+        check_listen(*host_port(listen, "--listen", free_port=True))
         port = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        log.error("cannot listen", address=listen, error=error)
+    except (OSError, RuntimeError) as error:
+        log.error("cannot listen", address=listen, error=getattr(error, "strerror", None) or error)
         return 1
     await server.start()
     for name in ["", *names]:

@@ -5,6 +5,7 @@ tests with real ones are in test_end_to_end.py.
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -438,3 +439,19 @@ def test_bad_options_get_a_clear_error(tmp_path, words, says):
     assert ended.returncode != 0
     assert says in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_port_that_is_taken_is_said_in_a_line(tmp_path, host):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"{host}:{taken.getsockname()[1]}"
+        ended = subprocess.run(
+            [sys.executable, "-m", "scheduler", "--listen", address, "--data-dir", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert f'cannot listen  address={address} error="Address already in use"' in line

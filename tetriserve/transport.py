@@ -1,5 +1,8 @@
 """gRPC settings that both ends of a connection within the cluster must agree on."""
 
+import errno
+import socket
+
 CHUNK_BYTES = 1 << 20
 """Size of one part of a stream that carries a picture or a latent."""
 
@@ -43,3 +46,27 @@ def host_port(text: str, option: str, free_port: bool = False) -> tuple[str, int
     if not port.isascii() or not port.isdigit() or not (0 if free_port else 1) <= int(port) <= 65535:
         raise ValueError(f"{option}: the port is a number up to 65535, not {port!r}")
     return bare, int(port)
+
+
+def check_listen(host: str, port: int) -> None:
+    """OSError where nothing can listen there, or where the port is taken at an address that the host has.
+
+    gRPC itself is content with one address of several, and says no more than that it had none.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    errors = [error for family, *_, address in found if (error := _refusal(family, address))]
+    taken = [error for error in errors if error.errno == errno.EADDRINUSE]
+    if taken or len(errors) == len(found):
+        raise (taken or errors)[0]
+
+
+def _refusal(family: socket.AddressFamily, address: tuple[object, ...]) -> OSError | None:
+    try:
+        with socket.socket(family) as listener:
+            # As servers do: what an earlier one has left behind is no hindrance.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(1)
+    except OSError as error:
+        return error
+    return None
