@@ -37,13 +37,17 @@ def _efficient(problem: Problem, request: Request) -> int:
 
 def _static(degree_of: Callable[[Problem, Request], int]) -> Policy:
     def plan(problem: Problem, _budget_s: float) -> Plan:
-        """Orders for this round."""
+        """Orders for this round; none for requests that are about to be dropped, whose GPUs are free."""
+        late = [request for request in problem.requests if problem.is_late(request)]
+        dropped = {request.id for request in late if request.drop_late}
         blocks = Blocks(problem.gpus)
         free_at = {gpu.slot: gpu.free_at for gpu in problem.gpus}
         able_to = {gpu.slot: gpu.roles for gpu in problem.gpus}
         waiting: list[Request] = []
         assignments = []
         for request in problem.requests:
+            if request.id in dropped:
+                continue
             block = _block_of(blocks, request.slots, degree_of(problem, request))
             if block is None or not _runs_on(able_to, request, block):
                 waiting.append(request)
@@ -69,8 +73,7 @@ def _static(degree_of: Callable[[Problem, Request], int]) -> Policy:
                 continue
             blocks.take(found)
             assignments.append(_assignment(problem, request, found, able_to, free_at))
-        late = tuple(request.id for request in problem.requests if problem.is_late(request))
-        return Plan(tuple(assignments), late)
+        return Plan(tuple(assignments), tuple(request.id for request in late))
 
     return plan
 
