@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.captions import random_scene
+from model.precision import mixed_precision
 from model.scenes import Jitter, Scene, all_scenes, draw
 from model.train_vae import to_tensor
 
@@ -96,7 +97,7 @@ def encode_scenes(
             draw(scene, columns * TOKEN_PIXELS, rows * TOKEN_PIXELS, jitter) for scene, jitter in some
         ]
         images = to_tensor(pictures).to(vae.device, memory_format=torch.channels_last)
-        with torch.autocast(vae.device.type, torch.bfloat16):
+        with mixed_precision(vae.device):
             tokens.append(pack(vae.encode(images).latent_dist.mean).half().cpu())
     marks = [foreground(scene, jitter, rows, columns) for scene, jitter in zip(scenes, jitters, strict=True)]
     weights = 1 + (FOREGROUND_WEIGHT - 1) * torch.stack(marks)

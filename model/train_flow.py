@@ -19,6 +19,7 @@ from model.attention import ExplicitAttention
 from model.captions import caption, with_unknown_words
 from model.latents import TOKEN_PIXELS, LatentSet, LatentSets, Sample, foveate, image_ids
 from model.layout import TEXT_LENGTH, build_scheduler, build_transformer
+from model.precision import mixed_precision
 from model.progress import Stage, set_learning_rate
 from model.train_text import UNKNOWN_SHARE, TextEncoders
 
@@ -144,7 +145,7 @@ def flow_loss(
     mixed = torch.lerp(clean, noise, level[:, None, None])
     bias = sample.attention_bias(TEXT_LENGTH)
     extra = None if bias is None else {"attention_mask": bias.to(device)}
-    with torch.autocast(device.type, torch.bfloat16):
+    with mixed_precision(device):
         velocity = transformer(
             hidden_states=mixed.to(device),
             encoder_hidden_states=tokens,

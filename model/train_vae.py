@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from model.layout import build_vae
+from model.precision import mixed_precision
 from model.progress import Stage, set_learning_rate
 from model.scenes import HORIZON, Array, Jitter, Scene, all_scenes, draw
 
@@ -89,7 +90,7 @@ def train_vae(
     for step in stage.run():
         random = np.random.default_rng((seed, step))
         pictures = draw_windows(random, scenes, batch, window).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             latents = vae.encode(pictures).latent_dist.mean
             noisy = latents + LATENT_NOISE * torch.randn_like(latents)
             out = vae.decode(noisy).sample
@@ -128,7 +129,7 @@ def train_decoder(
     for step in stage.run():
         random = np.random.default_rng((seed, 1, step))
         pictures = draw_windows(random, scenes, batch, window).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             with torch.no_grad():
                 latents = vae.encode(pictures).latent_dist.mean
                 level = DECODER_NOISE * torch.rand(batch, 1, 1, 1, device=device)
