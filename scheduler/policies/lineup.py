@@ -242,6 +242,8 @@ class Lineup:
 
     def run_decoding(self, work: Work, ready: float, block: int) -> None:
         """Decode after the last step, if that ended in time; those of a batch one after the other."""
+        if ready > work.hard_due + TOLERANCE:
+            return  # or there is no block at all
         leader = 1 << self.board.layout.members[block][0]
         begin = max(ready, self._ends[leader])
         if begin <= work.hard_due + TOLERANCE:
