@@ -6,7 +6,7 @@ bit masks here, because policies ask thousands of times a plan.
 """
 
 from collections import Counter
-from collections.abc import Container, Hashable, Iterable
+from collections.abc import Container, Hashable, Iterable, Iterator
 from functools import lru_cache
 
 from scheduler.problem import ROLES, Gpu, Stage
@@ -55,6 +55,18 @@ class Layout:
                     self.halves[both] = low, high
             degree *= 2
         self.max_degree = max(self.blocks, default=0)
+        within = {mask: [mask] for mask in self.members}
+        for mask, (low, high) in self.halves.items():
+            within[mask] += within[low] + within[high]
+        self.overlapping: dict[int, tuple[int, ...]] = {
+            mask: (*parts, *self._above(mask)) for mask, parts in within.items()
+        }
+        """The blocks that share slots with each, itself among them."""
+
+    def _above(self, block: int) -> Iterator[int]:
+        while block in self.parent:
+            block = self.parent[block]
+            yield block
 
     def room(self, block: int, free: int) -> int:
         """Size of the largest block of `free` slots that contains this one."""

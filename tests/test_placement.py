@@ -27,6 +27,8 @@ def test_blocks_are_aligned_whole_and_in_one_node(numbers):
             assert members == tuple(range(members[0], members[0] + degree))
             assert len({slot // 8 for slot in members}) == 1
             assert set(members) <= set(numbers)
+            every = [other for blocks in layout.blocks.values() for other in blocks]
+            assert sorted(layout.overlapping[block]) == sorted(b for b in every if b & block)
     assert layout.max_degree == max(layout.blocks)
 
 

@@ -13,7 +13,6 @@ from operator import or_
 from types import MappingProxyType
 from typing import NamedTuple
 
-from scheduler.placement import mask_of
 from scheduler.policies.board import Board, Work
 from scheduler.policies.mix import TOLERANCE
 from scheduler.policies.path import Path, cheapest_path
@@ -21,6 +20,9 @@ from scheduler.problem import Assignment, Stage
 
 MOVE_SECONDS = 0.01
 """What a move to other GPUs is taken to cost, beyond what the profile says of a change of group."""
+
+HOPELESS_S = 1e-6
+"""Who would be late by this much even if all GPUs were free as soon as the first needs no closer look."""
 
 
 @dataclass(slots=True)
@@ -80,6 +82,15 @@ class Lineup:
         # When each block is free for good, and when the first reservation on each slot begins.
         self._ends = board.ends.copy()
         self._reserved = [math.inf] * len(board.free_at)
+
+    def copy(self, ranking: Ranking) -> "Lineup":
+        """The same so far, to go on with in another ranking."""
+        other = Lineup.__new__(Lineup)
+        other.board, other.ranking, other.free = self.board, ranking, self.free
+        other.pieces, other.finish = self.pieces.copy(), self.finish.copy()
+        other.gpu_seconds = self.gpu_seconds
+        other._ends, other._reserved = self._ends.copy(), self._reserved.copy()
+        return other
 
     # Placing.
 
@@ -158,13 +169,19 @@ class Lineup:
         self, work: Work, steps: int, ready: float, held: int, aim: Aim
     ) -> tuple[Path | None, dict[int, int]]:
         """The cheapest path from `ready` on, and the block that it has at each degree."""
+        ladder = work.ladder
         blocks: dict[int, int] = {}
+        soonest = max(ready, min([self._ends[single] for single in self.board.layout.blocks[1]]))
+        if soonest + steps * ladder.fastest > aim.due + HOPELESS_S:
+            return None, blocks
         openings: list[tuple[int, float]] = []
-        for degree in work.ladder.degrees:
-            begin, block = self._earliest(Stage.DENOISING, degree, ready, held, work.ladder.switch)
+        for degree in ladder.degrees:
+            begin, block = self._earliest(Stage.DENOISING, degree, ready, held, ladder.switch)
             blocks[degree] = block
-            openings.append((degree, begin + self._lag(work, block, held, begin, ready)))
-        return cheapest_path(work.ladder, steps, aim.due, openings, aim.narrowest), blocks
+            if ladder.switch:
+                begin += self._lag(work, block, held, begin, ready)
+            openings.append((degree, begin))
+        return cheapest_path(ladder, steps, aim.due, openings, aim.narrowest), blocks
 
     def _reserve_path(self, work: Work, steps: int, ready: float, held: int, aim: Aim) -> bool:
         path, blocks = self._path(work, steps, ready, held, aim)
@@ -183,11 +200,11 @@ class Lineup:
                 self._reserve(blocks[path.head], path.begin - lag)
         if path.head_steps or not begun:
             self._reserve(block, path.switch - lag)
-        members = self.board.layout.members[block]
+        leader = block & -block
         self._hold(block, path.switch + mix.wide_steps * work.ladder.step[mix.wide])
         if mix.narrow_steps:
-            self._hold(mask_of(members[: mix.narrow]), path.end)
-        self._keep_decoder(work, 1 << members[0], path.end)
+            self._hold(leader * ((1 << mix.narrow) - 1), path.end)
+        self._keep_decoder(work, leader, path.end)
         self.gpu_seconds += path.gpu_seconds
 
     def _keep_decoder(self, work: Work, leader: int, ready: float) -> None:
@@ -244,7 +261,7 @@ class Lineup:
         """Decode after the last step, if that ended in time; those of a batch one after the other."""
         if ready > work.hard_due + TOLERANCE:
             return  # or there is no block at all
-        leader = 1 << self.board.layout.members[block][0]
+        leader = block & -block
         begin = max(ready, self._ends[leader])
         if begin <= work.hard_due + TOLERANCE:
             self._keep_decoder(work, leader, begin)
@@ -392,8 +409,9 @@ class Lineup:
 
         Where another group than the one that holds the state costs `switch`, that counts in the choice.
         """
-        layout, ends = self.board.layout, self._ends
-        best, best_begin, best_rank, best_room = 0, math.inf, math.inf, 0
+        layout, ends, free = self.board.layout, self._ends, self.free
+        best, best_begin, best_rank = 0, math.inf, math.inf
+        best_room: int | None = 0  # None: not asked yet
         for block in self.board.blocks(stage, degree):
             begin = ends[block]
             if begin < ready:
@@ -403,19 +421,22 @@ class Lineup:
                 rank += switch
             if rank > best_rank + TOLERANCE:
                 continue
-            room = layout.room(block, self.free) - (block & held).bit_count()
-            if rank < best_rank - TOLERANCE or room < best_room:
+            if rank < best_rank - TOLERANCE:
+                best, best_begin, best_rank, best_room = block, begin, rank, None
+                continue
+            if best_room is None:
+                best_room = layout.room(best, free) - (best & held).bit_count()
+            room = layout.room(block, free) - (block & held).bit_count()
+            if room < best_room:
                 best, best_begin, best_rank, best_room = block, begin, rank, room
         return best_begin, best
 
-    def _hold(self, slots: int, end: float) -> None:
-        """Keep slots until `end`."""
+    def _hold(self, block: int, end: float) -> None:
+        """Keep a block until `end`."""
         ends = self._ends
-        for single in self.board.layout.blocks[1]:
-            if single & slots and ends[single] < end:
-                ends[single] = end
-        for block, (low, high) in self.board.layout.halves.items():
-            ends[block] = max(ends[low], ends[high])
+        for other in self.board.layout.overlapping[block]:
+            if ends[other] < end:
+                ends[other] = end
 
     def _reserve(self, block: int, begin: float) -> None:
         reserved = self._reserved
@@ -434,15 +455,31 @@ def line_up(board: Board, ranking: Ranking) -> Lineup:
     Guests are placed with their host, whose steps they share.
     """
     lineup = Lineup(board, ranking)
-    placed = {guest.request.id for guests in ranking.guests.values() for guest in guests}
-    for work in ranking.order:
-        key = work.request.id
-        if guests := ranking.guests.get(key):
-            works = (work, *guests)
-            _run(lineup, together({w: w.steps for w in works}, work.shared_degree(len(works))))
-        elif key not in placed:
-            _place(lineup, work, ranking.narrowest.get(key, 1))
+    for _ in line_up_rest(lineup):
+        pass
     return lineup
+
+
+def line_up_rest(lineup: Lineup, begin: int = 0) -> Iterator[tuple[Work, ...]]:
+    """Place the work from the place `begin` of the ranking on; who has been placed, or not, after each."""
+    order, narrowest, guests = lineup.ranking
+    placed = guests_of(lineup.ranking)
+    for work in order[begin:]:
+        key = work.request.id
+        if others := guests.get(key):
+            works = (work, *others)
+            _run(lineup, together({w: w.steps for w in works}, work.shared_degree(len(works))))
+            yield works
+        elif key in placed:
+            yield ()
+        else:
+            _place(lineup, work, narrowest.get(key, 1))
+            yield (work,)
+
+
+def guests_of(ranking: Ranking) -> set[str]:
+    """Ids of those who share the steps of another."""
+    return {guest.request.id for guests in ranking.guests.values() for guest in guests}
 
 
 def follow(board: Board, ranking: Ranking, tasks: Iterable[Task]) -> Lineup:
@@ -491,8 +528,9 @@ def _run(lineup: Lineup, tasks: Iterable[Task]) -> Collection[str]:
 
 
 def _place(lineup: Lineup, work: Work, narrowest: int = 1) -> None:
-    if not lineup.place(work, Aim(work.due, narrowest)):
-        lineup.place(work, Aim(work.hard_due))
+    aim, last = Aim(work.due, narrowest), Aim(work.hard_due)
+    if not lineup.place(work, aim) and aim != last:
+        lineup.place(work, last)
 
 
 def on_time(lineup: Lineup) -> float:

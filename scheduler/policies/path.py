@@ -42,7 +42,11 @@ def cheapest_path(
         if degree < narrowest:
             continue
         best: Path | None = None
-        mix = ladder.cheapest(steps, due - opens, degree, narrowest)
+        fast = ladder.step[degree]
+        # Most are too slow: that is quickly seen.
+        mix = None
+        if steps * fast <= due - opens + TOLERANCE:
+            mix = ladder.cheapest(steps, due - opens, degree, narrowest)
         if mix is not None and lag and mix.wide < degree:
             # A change of group keeps the narrower ones waiting for longer.
             mix = ladder.cheapest(steps, due - opens, degree, degree)
@@ -56,9 +60,9 @@ def cheapest_path(
             switch = opens
             # A step that straddles the opening pays where it ends before a wide one would.
             straddled = head_opens + (count + 1) * step + lag
-            if straddled - ladder.step[degree] < opens:
+            if straddled - fast < opens:
                 count, switch = count + 1, straddled
-            if not 0 < count < steps:
+            if not 0 < count < steps or (steps - count) * fast > due - switch + TOLERANCE:
                 continue
             mix = ladder.cheapest(steps - count, due - switch, degree, narrowest)
             if mix is None:

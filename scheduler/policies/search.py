@@ -10,12 +10,14 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import pairwise
 
 from scheduler.policies.board import Work
-from scheduler.policies.lineup import Lineup, Ranking, line_up, on_time
+from scheduler.policies.lineup import Lineup, Ranking, guests_of, line_up_rest, on_time
 from scheduler.problem import Stage
 
 SAVING = 0.05
 """Share of the GPU-seconds that a change must save where it brings nobody more in on time."""
 
+NOISE = 1e-6
+"""Weights that differ by less are the same."""
 
 Move = Callable[[Ranking, Work], Iterator[Ranking]]
 """Rankings that might bring in a request that is lost."""
@@ -77,23 +79,61 @@ def _joined(ranking: Ranking, host: Work, guest: Work) -> Iterator[Ranking]:
 def improve(lineup: Lineup, moves: Sequence[Move], effort: int) -> Lineup:
     """The best line-up found from this one, spending about `effort` placements.
 
-    Effort and not time, so that the same problem always gets the same plan.
+    Effort and not time, so that the same problem always gets the same plan. What a neighbour has in common
+    with the line-up is counted though it is not placed again.
     """
     cost = max(1, len(lineup.ranking.order))
     while effort >= cost:
-        found = None
+        found, trail = None, _Trail(lineup)
         for neighbour in _neighbours(lineup, moves):
-            candidate = line_up(lineup.board, neighbour)
+            found = trail.better(neighbour)
             effort -= cost
-            if _better(candidate, lineup):
-                found = candidate
-                break
-            if effort < cost:
+            if found is not None or effort < cost:
                 break
         if found is None:
             break
         lineup = found
     return lineup
+
+
+class _Trail:
+    """A line-up, and what it was before each of its placements: neighbours go on from where they differ."""
+
+    def __init__(self, lineup: Lineup) -> None:
+        self._lineup = lineup
+        step = Lineup(lineup.board, lineup.ranking)
+        self._before = [step.copy(lineup.ranking)]
+        self._lost = [0.0]
+        """Weight that was lost until then."""
+        for works in line_up_rest(step):
+            self._before.append(step.copy(lineup.ranking))
+            self._lost.append(self._lost[-1] + _lost(step, works))
+
+    def better(self, ranking: Ranking) -> Lineup | None:
+        """The line-up of a ranking of the same work if it is better, given up as soon as it cannot be."""
+        begin = _alike(self._lineup.ranking, ranking)
+        candidate, lost = self._before[begin].copy(ranking), self._lost[begin]
+        most, enough = self._lost[-1], (1 - SAVING) * self._lineup.gpu_seconds
+        for works in line_up_rest(candidate, begin):
+            lost += _lost(candidate, works)
+            if lost > most + 2 * NOISE or (lost > most - NOISE / 2 and candidate.gpu_seconds >= enough):
+                return None
+        return candidate if _better(candidate, self._lineup) else None
+
+
+def _lost(lineup: Lineup, works: Sequence[Work]) -> float:
+    return sum(work.request.weight for work in works if work.request.id not in lineup.finish)
+
+
+def _alike(one: Ranking, other: Ranking) -> int:
+    """How many of the first are placed alike in two rankings of the same work."""
+    changed = guests_of(one) ^ guests_of(other)
+    for mine, theirs in ((one.narrowest, other.narrowest), (one.guests, other.guests)):
+        if mine is not theirs:
+            changed |= {key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key)}
+    pairs = zip(one.order, other.order, strict=True)
+    differ = (at for at, (a, b) in enumerate(pairs) if a is not b or a.request.id in changed)
+    return next(differ, len(one.order))
 
 
 def _neighbours(lineup: Lineup, moves: Sequence[Move]) -> Iterator[Ranking]:
@@ -111,6 +151,6 @@ def _before(ranking: Ranking, lost: Work) -> tuple[Work, ...]:
 def _better(candidate: Lineup, than: Lineup) -> bool:
     """More weight on time, or as much for clearly fewer GPU-seconds."""
     weight, before = on_time(candidate), on_time(than)
-    if not math.isclose(weight, before, abs_tol=1e-6):
+    if not math.isclose(weight, before, rel_tol=0.0, abs_tol=NOISE):
         return weight > before
     return candidate.gpu_seconds < (1 - SAVING) * than.gpu_seconds
