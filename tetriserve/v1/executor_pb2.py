@@ -27,15 +27,15 @@ from tetriserve.v1 import scheduler_pb2 as tetriserve_dot_v1_dot_scheduler__pb2
 from tetriserve.v1 import types_pb2 as tetriserve_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctetriserve/v1/executor.proto\x12\rtetriserve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dtetriserve/v1/scheduler.proto\x1a\x19tetriserve/v1/types.proto\"\x84\x02\n\x0bJoinRequest\x12\x33\n\x0cregistration\x18\x01 \x01(\x0b\x32\x1b.tetriserve.v1.RegistrationH\x00\x12-\n\theartbeat\x18\x02 \x01(\x0b\x32\x18.tetriserve.v1.HeartbeatH\x00\x12,\n\tstep_done\x18\x03 \x01(\x0b\x32\x17.tetriserve.v1.StepDoneH\x00\x12.\n\norder_done\x18\x04 \x01(\x0b\x32\x18.tetriserve.v1.OrderDoneH\x00\x12)\n\x07leaving\x18\x05 \x01(\x0b\x32\x16.tetriserve.v1.LeavingH\x00\x42\x08\n\x06report\"\xf7\x01\n\x0cJoinResponse\x12)\n\x07welcome\x18\x01 \x01(\x0b\x32\x16.tetriserve.v1.WelcomeH\x00\x12%\n\x05order\x18\x02 \x01(\x0b\x32\x14.tetriserve.v1.OrderH\x00\x12+\n\x08truncate\x18\x03 \x01(\x0b\x32\x17.tetriserve.v1.TruncateH\x00\x12)\n\x07release\x18\x04 \x01(\x0b\x32\x16.tetriserve.v1.ReleaseH\x00\x12\x32\n\x0c\x61\x62ort_groups\x18\x05 \x01(\x0b\x32\x1a.tetriserve.v1.AbortGroupsH\x00\x42\t\n\x07\x63ommand\"\xbd\x02\n\x0cRegistration\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05store\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\'\n\x05model\x18\x06 \x01(\x0b\x32\x18.tetriserve.v1.ModelInfo\x12+\n\nstep_times\x18\x07 \x03(\x0b\x32\x17.tetriserve.v1.StepTime\x12\x19\n\x0c\x64\x65vice_index\x18\x08 \x01(\rH\x00\x88\x01\x01\x12&\n\x04held\x18\t \x03(\x0b\x32\x18.tetriserve.v1.HeldState\x12#\n\x05roles\x18\n \x03(\x0e\x32\x14.tetriserve.v1.Stage\x12\x0e\n\x06island\x18\x0b \x01(\tB\x0f\n\r_device_index\"-\n\tHeldState\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\r\"\xe0\x01\n\x08StepTime\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.tetriserve.v1.StepTime.Kind\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x0e\n\x06\x64\x65gree\x18\x04 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\r\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\x12\n\n\x02\x63v\x18\x07 \x01(\x01\"M\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_STEP\x10\x01\x12\x0f\n\x0bKIND_ENCODE\x10\x02\x12\x0f\n\x0bKIND_DECODE\x10\x03\"\x0b\n\tHeartbeat\"J\n\x08StepDone\x12\x10\n\x08order_id\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\r\n\x05\x62\x61tch\x18\x04 \x01(\r\"\xe1\x01\n\tOrderDone\x12\x10\n\x08order_id\x18\x01 \x01(\x04\x12\'\n\x07outcome\x18\x02 \x01(\x0e\x32\x16.tetriserve.v1.Outcome\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12&\n\x04held\x18\x04 \x03(\x0b\x32\x18.tetriserve.v1.HeldState\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12+\n\nstep_times\x18\x07 \x03(\x0b\x32\x17.tetriserve.v1.StepTime\x12\x12\n\nlost_slots\x18\x08 \x03(\r\"\t\n\x07Leaving\"O\n\x07Welcome\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04term\x18\x03 \x01(\t\"6\n\x06Member\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05store\x18\x03 \x01(\t\">\n\x05Group\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12&\n\x07members\x18\x02 \x03(\x0b\x32\x15.tetriserve.v1.Member\"\xba\x01\n\x05Order\x12\n\n\x02id\x18\x01 \x01(\x04\x12#\n\x05stage\x18\x02 \x01(\x0e\x32\x14.tetriserve.v1.Stage\x12#\n\x05group\x18\x03 \x01(\x0b\x32\x14.tetriserve.v1.Group\x12\r\n\x05steps\x18\x04 \x01(\r\x12\"\n\x05parts\x18\x05 \x03(\x0b\x32\x13.tetriserve.v1.Part\x12(\n\x07profile\x18\x06 \x03(\x0b\x32\x17.tetriserve.v1.StepTime\"\x93\x01\n\x04Part\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x05image\x18\x02 \x01(\x0b\x32\x18.tetriserve.v1.ImageSpec\x12\x12\n\nfirst_step\x18\x03 \x01(\r\x12\x0f\n\x07holders\x18\x04 \x03(\t\x12\x12\n\ncheckpoint\x18\x05 \x01(\x0c\x12\x15\n\rpreview_every\x18\x06 \x01(\r\"0\n\x08Truncate\x12\x10\n\x08order_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x1d\n\x07Release\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"+\n\x0b\x41\x62ortGroups\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05slots\x18\x02 \x03(\r\"K\n\rUploadRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x1b.tetriserve.v1.UploadHeader\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"\xc7\x01\n\x0cUploadHeader\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .tetriserve.v1.UploadHeader.Kind\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08order_id\x18\x03 \x01(\x04\x12\x0c\n\x04step\x18\x04 \x01(\r\"S\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_IMAGE\x10\x01\x12\x13\n\x0fKIND_CHECKPOINT\x10\x02\x12\x10\n\x0cKIND_PREVIEW\x10\x03\"\x10\n\x0eUploadResponse\"G\n\x11\x46\x65tchStateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x10\n\x08order_id\x18\x03 \x01(\x04\"#\n\x12\x46\x65tchStateResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c*p\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0e\n\nOUTCOME_OK\x10\x01\x12\x11\n\rOUTCOME_ERROR\x10\x02\x12\x13\n\x0fOUTCOME_ABORTED\x10\x03\x12\x14\n\x10OUTCOME_RETURNED\x10\x04\x32\x9c\x01\n\x0c\x46leetService\x12\x43\n\x04Join\x12\x1a.tetriserve.v1.JoinRequest\x1a\x1b.tetriserve.v1.JoinResponse(\x01\x30\x01\x12G\n\x06Upload\x12\x1c.tetriserve.v1.UploadRequest\x1a\x1d.tetriserve.v1.UploadResponse(\x01\x32\x66\n\x0f\x45xecutorService\x12S\n\nFetchState\x12 .tetriserve.v1.FetchStateRequest\x1a!.tetriserve.v1.FetchStateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctetriserve/v1/executor.proto\x12\rtetriserve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dtetriserve/v1/scheduler.proto\x1a\x19tetriserve/v1/types.proto\"\x84\x02\n\x0bJoinRequest\x12\x33\n\x0cregistration\x18\x01 \x01(\x0b\x32\x1b.tetriserve.v1.RegistrationH\x00\x12-\n\theartbeat\x18\x02 \x01(\x0b\x32\x18.tetriserve.v1.HeartbeatH\x00\x12,\n\tstep_done\x18\x03 \x01(\x0b\x32\x17.tetriserve.v1.StepDoneH\x00\x12.\n\norder_done\x18\x04 \x01(\x0b\x32\x18.tetriserve.v1.OrderDoneH\x00\x12)\n\x07leaving\x18\x05 \x01(\x0b\x32\x16.tetriserve.v1.LeavingH\x00\x42\x08\n\x06report\"\xf7\x01\n\x0cJoinResponse\x12)\n\x07welcome\x18\x01 \x01(\x0b\x32\x16.tetriserve.v1.WelcomeH\x00\x12%\n\x05order\x18\x02 \x01(\x0b\x32\x14.tetriserve.v1.OrderH\x00\x12+\n\x08truncate\x18\x03 \x01(\x0b\x32\x17.tetriserve.v1.TruncateH\x00\x12)\n\x07release\x18\x04 \x01(\x0b\x32\x16.tetriserve.v1.ReleaseH\x00\x12\x32\n\x0c\x61\x62ort_groups\x18\x05 \x01(\x0b\x32\x1a.tetriserve.v1.AbortGroupsH\x00\x42\t\n\x07\x63ommand\"\xbd\x02\n\x0cRegistration\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05store\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\'\n\x05model\x18\x06 \x01(\x0b\x32\x18.tetriserve.v1.ModelInfo\x12+\n\nstep_times\x18\x07 \x03(\x0b\x32\x17.tetriserve.v1.StepTime\x12\x19\n\x0c\x64\x65vice_index\x18\x08 \x01(\rH\x00\x88\x01\x01\x12&\n\x04held\x18\t \x03(\x0b\x32\x18.tetriserve.v1.HeldState\x12#\n\x05roles\x18\n \x03(\x0e\x32\x14.tetriserve.v1.Stage\x12\x0e\n\x06island\x18\x0b \x01(\tB\x0f\n\r_device_index\"-\n\tHeldState\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\r\"\xe0\x01\n\x08StepTime\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.tetriserve.v1.StepTime.Kind\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x0e\n\x06\x64\x65gree\x18\x04 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\r\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\x12\n\n\x02\x63v\x18\x07 \x01(\x01\"M\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_STEP\x10\x01\x12\x0f\n\x0bKIND_ENCODE\x10\x02\x12\x0f\n\x0bKIND_DECODE\x10\x03\"\x0b\n\tHeartbeat\"J\n\x08StepDone\x12\x10\n\x08order_id\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\r\n\x05\x62\x61tch\x18\x04 \x01(\r\"\xe1\x01\n\tOrderDone\x12\x10\n\x08order_id\x18\x01 \x01(\x04\x12\'\n\x07outcome\x18\x02 \x01(\x0e\x32\x16.tetriserve.v1.Outcome\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12&\n\x04held\x18\x04 \x03(\x0b\x32\x18.tetriserve.v1.HeldState\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12+\n\nstep_times\x18\x07 \x03(\x0b\x32\x17.tetriserve.v1.StepTime\x12\x12\n\nlost_slots\x18\x08 \x03(\r\"\t\n\x07Leaving\"O\n\x07Welcome\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04term\x18\x03 \x01(\t\"6\n\x06Member\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05store\x18\x03 \x01(\t\">\n\x05Group\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12&\n\x07members\x18\x02 \x03(\x0b\x32\x15.tetriserve.v1.Member\"\xca\x01\n\x05Order\x12\n\n\x02id\x18\x01 \x01(\x04\x12#\n\x05stage\x18\x02 \x01(\x0e\x32\x14.tetriserve.v1.Stage\x12#\n\x05group\x18\x03 \x01(\x0b\x32\x14.tetriserve.v1.Group\x12\r\n\x05steps\x18\x04 \x01(\r\x12\"\n\x05parts\x18\x05 \x03(\x0b\x32\x13.tetriserve.v1.Part\x12(\n\x07profile\x18\x06 \x03(\x0b\x32\x17.tetriserve.v1.StepTime\x12\x0e\n\x06yields\x18\x07 \x01(\x08\"\x93\x01\n\x04Part\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x05image\x18\x02 \x01(\x0b\x32\x18.tetriserve.v1.ImageSpec\x12\x12\n\nfirst_step\x18\x03 \x01(\r\x12\x0f\n\x07holders\x18\x04 \x03(\t\x12\x12\n\ncheckpoint\x18\x05 \x01(\x0c\x12\x15\n\rpreview_every\x18\x06 \x01(\r\"0\n\x08Truncate\x12\x10\n\x08order_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x1d\n\x07Release\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"+\n\x0b\x41\x62ortGroups\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05slots\x18\x02 \x03(\r\"K\n\rUploadRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x1b.tetriserve.v1.UploadHeader\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"\xc7\x01\n\x0cUploadHeader\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .tetriserve.v1.UploadHeader.Kind\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08order_id\x18\x03 \x01(\x04\x12\x0c\n\x04step\x18\x04 \x01(\r\"S\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_IMAGE\x10\x01\x12\x13\n\x0fKIND_CHECKPOINT\x10\x02\x12\x10\n\x0cKIND_PREVIEW\x10\x03\"\x10\n\x0eUploadResponse\"G\n\x11\x46\x65tchStateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x10\n\x08order_id\x18\x03 \x01(\x04\"#\n\x12\x46\x65tchStateResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c*p\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0e\n\nOUTCOME_OK\x10\x01\x12\x11\n\rOUTCOME_ERROR\x10\x02\x12\x13\n\x0fOUTCOME_ABORTED\x10\x03\x12\x14\n\x10OUTCOME_RETURNED\x10\x04\x32\x9c\x01\n\x0c\x46leetService\x12\x43\n\x04Join\x12\x1a.tetriserve.v1.JoinRequest\x1a\x1b.tetriserve.v1.JoinResponse(\x01\x30\x01\x12G\n\x06Upload\x12\x1c.tetriserve.v1.UploadRequest\x1a\x1d.tetriserve.v1.UploadResponse(\x01\x32\x66\n\x0f\x45xecutorService\x12S\n\nFetchState\x12 .tetriserve.v1.FetchStateRequest\x1a!.tetriserve.v1.FetchStateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tetriserve.v1.executor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=2645
-  _globals['_OUTCOME']._serialized_end=2757
+  _globals['_OUTCOME']._serialized_start=2661
+  _globals['_OUTCOME']._serialized_end=2773
   _globals['_JOINREQUEST']._serialized_start=138
   _globals['_JOINREQUEST']._serialized_end=398
   _globals['_JOINRESPONSE']._serialized_start=401
@@ -63,29 +63,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GROUP']._serialized_start=1709
   _globals['_GROUP']._serialized_end=1771
   _globals['_ORDER']._serialized_start=1774
-  _globals['_ORDER']._serialized_end=1960
-  _globals['_PART']._serialized_start=1963
-  _globals['_PART']._serialized_end=2110
-  _globals['_TRUNCATE']._serialized_start=2112
-  _globals['_TRUNCATE']._serialized_end=2160
-  _globals['_RELEASE']._serialized_start=2162
-  _globals['_RELEASE']._serialized_end=2191
-  _globals['_ABORTGROUPS']._serialized_start=2193
-  _globals['_ABORTGROUPS']._serialized_end=2236
-  _globals['_UPLOADREQUEST']._serialized_start=2238
-  _globals['_UPLOADREQUEST']._serialized_end=2313
-  _globals['_UPLOADHEADER']._serialized_start=2316
-  _globals['_UPLOADHEADER']._serialized_end=2515
-  _globals['_UPLOADHEADER_KIND']._serialized_start=2432
-  _globals['_UPLOADHEADER_KIND']._serialized_end=2515
-  _globals['_UPLOADRESPONSE']._serialized_start=2517
-  _globals['_UPLOADRESPONSE']._serialized_end=2533
-  _globals['_FETCHSTATEREQUEST']._serialized_start=2535
-  _globals['_FETCHSTATEREQUEST']._serialized_end=2606
-  _globals['_FETCHSTATERESPONSE']._serialized_start=2608
-  _globals['_FETCHSTATERESPONSE']._serialized_end=2643
-  _globals['_FLEETSERVICE']._serialized_start=2760
-  _globals['_FLEETSERVICE']._serialized_end=2916
-  _globals['_EXECUTORSERVICE']._serialized_start=2918
-  _globals['_EXECUTORSERVICE']._serialized_end=3020
+  _globals['_ORDER']._serialized_end=1976
+  _globals['_PART']._serialized_start=1979
+  _globals['_PART']._serialized_end=2126
+  _globals['_TRUNCATE']._serialized_start=2128
+  _globals['_TRUNCATE']._serialized_end=2176
+  _globals['_RELEASE']._serialized_start=2178
+  _globals['_RELEASE']._serialized_end=2207
+  _globals['_ABORTGROUPS']._serialized_start=2209
+  _globals['_ABORTGROUPS']._serialized_end=2252
+  _globals['_UPLOADREQUEST']._serialized_start=2254
+  _globals['_UPLOADREQUEST']._serialized_end=2329
+  _globals['_UPLOADHEADER']._serialized_start=2332
+  _globals['_UPLOADHEADER']._serialized_end=2531
+  _globals['_UPLOADHEADER_KIND']._serialized_start=2448
+  _globals['_UPLOADHEADER_KIND']._serialized_end=2531
+  _globals['_UPLOADRESPONSE']._serialized_start=2533
+  _globals['_UPLOADRESPONSE']._serialized_end=2549
+  _globals['_FETCHSTATEREQUEST']._serialized_start=2551
+  _globals['_FETCHSTATEREQUEST']._serialized_end=2622
+  _globals['_FETCHSTATERESPONSE']._serialized_start=2624
+  _globals['_FETCHSTATERESPONSE']._serialized_end=2659
+  _globals['_FLEETSERVICE']._serialized_start=2776
+  _globals['_FLEETSERVICE']._serialized_end=2932
+  _globals['_EXECUTORSERVICE']._serialized_start=2934
+  _globals['_EXECUTORSERVICE']._serialized_end=3036
 # @@protoc_insertion_point(module_scope)

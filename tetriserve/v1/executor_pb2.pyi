@@ -184,20 +184,22 @@ class Group(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
 
 class Order(_message.Message):
-    __slots__ = ("id", "stage", "group", "steps", "parts", "profile")
+    __slots__ = ("id", "stage", "group", "steps", "parts", "profile", "yields")
     ID_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
+    YIELDS_FIELD_NUMBER: _ClassVar[int]
     id: int
     stage: _types_pb2.Stage
     group: Group
     steps: int
     parts: _containers.RepeatedCompositeFieldContainer[Part]
     profile: _containers.RepeatedCompositeFieldContainer[StepTime]
-    def __init__(self, id: _Optional[int] = ..., stage: _Optional[_Union[_types_pb2.Stage, str]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., steps: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., profile: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ...) -> None: ...
+    yields: bool
+    def __init__(self, id: _Optional[int] = ..., stage: _Optional[_Union[_types_pb2.Stage, str]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., steps: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., profile: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., yields: _Optional[bool] = ...) -> None: ...
 
 class Part(_message.Message):
     __slots__ = ("request_id", "image", "first_step", "holders", "checkpoint", "preview_every")
