@@ -7,18 +7,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench import bound as limits
 from bench.bound import bound
+from bench.program import Job
+from bench.runs import DEFAULT_PROFILE, profile
 from bench.simulator import Arrival, Simulation
 from bench.summary import on_time
+from bench.whole import Conflicts, impossible
 from scheduler.policies import resolve
+from scheduler.policies.mix import ladder
 from scheduler.profile import Profile, StepTime
 from scheduler.tracking import Submission
 
 STEP = {(256, 1): 1.0, (256, 2): 0.75, (512, 1): 3.0, (512, 2): 1.75, (512, 4): 1.0}
-TINY = Profile(
-    [StepTime("step", side, side, degree, 1, seconds) for (side, degree), seconds in STEP.items()]
-    + [StepTime("step", 256, 256, 4, 1, 0.7)]
+STEPS = [StepTime("step", side, side, degree, 1, seconds) for (side, degree), seconds in STEP.items()]
+TINY = Profile([*STEPS, StepTime("step", 256, 256, 4, 1, 0.7)])
+STAGED = Profile(
+    [
+        *STEPS,
+        StepTime("encode", 0, 0, 1, 1, 0.25),
+        StepTime("decode", 256, 256, 1, 1, 0.25),
+        StepTime("decode", 512, 512, 1, 1, 0.5),
+    ]
 )
+FLUX = profile(DEFAULT_PROFILE)
 
 
 def trace(wanted) -> list[Arrival]:
@@ -28,14 +40,24 @@ def trace(wanted) -> list[Arrival]:
     ]
 
 
-def exhaustive(arrivals: list[Arrival], gpus: int) -> float:
+def exhaustive(arrivals: list[Arrival], gpus: int, profile: Profile = TINY) -> float:
     """The most weight on time over all schedules of uninterruptible steps, without regard to places.
 
-    An optimal schedule exists in which every step starts at an arrival or at the end of another step.
+    An optimal schedule exists in which every step, encoding and decoding starts at an arrival or at the end
+    of another one.
     """
     requests = [arrival.submission for arrival in arrivals]
     comes = [arrival.at for arrival in arrivals]
     due = [arrival.at + arrival.submission.deadline_s for arrival in arrivals]
+    # What each still has to do, last things first: seconds by degree.
+    work = []
+    for s in requests:
+        stages = [{k: profile.step(s.width, s.height, k) for k in (1, 2, 4)}] * s.steps
+        if profile.decode(s.width, s.height):
+            stages = [{1: profile.decode(s.width, s.height)}, *stages]
+        if profile.encode():
+            stages = [*stages, {1: profile.encode()}]
+        work.append(stages)
 
     @functools.cache
     def best(now: float, left: tuple[int, ...], busy: tuple[tuple[float, int, int], ...]) -> float:
@@ -43,15 +65,15 @@ def exhaustive(arrivals: list[Arrival], gpus: int) -> float:
         running = {request for _, request, _ in busy}
         ready = [
             i
-            for i, steps in enumerate(left)
-            if steps and comes[i] <= now and i not in running and due[i] > now
+            for i, stages in enumerate(left)
+            if stages and comes[i] <= now and i not in running and due[i] > now
         ]
         value = 0.0
-        for choice in itertools.product((0, 1, 2, 4), repeat=len(ready)):
+        for choice in itertools.product(*((0, *work[i][left[i] - 1]) for i in ready)):
             if sum(choice) > free:
                 continue
             started = [
-                (now + TINY.step(requests[i].width, requests[i].height, degree), i, degree)
+                (now + work[i][left[i] - 1][degree], i, degree)
                 for i, degree in zip(ready, choice, strict=True)
                 if degree
             ]
@@ -61,13 +83,13 @@ def exhaustive(arrivals: list[Arrival], gpus: int) -> float:
                 continue
             then = min(times)
             ended = [i for t, i, _ in flights if t <= then]
-            after = tuple(steps - (i in ended) for i, steps in enumerate(left))
+            after = tuple(stages - (i in ended) for i, stages in enumerate(left))
             gained = sum(requests[i].weight for i in ended if after[i] == 0 and then <= due[i] + 1e-9)
             rest = tuple(flight for flight in flights if flight[0] > then)
             value = max(value, gained + best(then, after, rest))
         return value
 
-    return best(0.0, tuple(request.steps for request in requests), ())
+    return best(0.0, tuple(map(len, work)), ())
 
 
 wanted_tiny = st.lists(
@@ -83,11 +105,72 @@ wanted_tiny = st.lists(
 )
 
 
+def jobs(wanted, times: Profile, gpus: int) -> list[Job]:
+    return [
+        Job(
+            id=f"r{i}",
+            begin=at,
+            end=at + deadline,
+            encode=times.encode(),
+            decode=times.decode(side, side),
+            steps=steps,
+            weight=weight,
+            ladder=ladder(times, side, side, gpus),
+        )
+        for i, (at, side, steps, deadline, weight) in enumerate(wanted)
+    ]
+
+
 @settings(max_examples=120, deadline=None)
-@given(wanted_tiny, st.sampled_from([1, 2, 4]))
-def test_never_below_the_best_schedule_there_is(wanted, gpus):
+@given(wanted_tiny, st.sampled_from([1, 2, 4]), st.sampled_from([TINY, STAGED]))
+def test_never_below_the_best_schedule_there_is(wanted, gpus, times):
     arrivals = trace(wanted)
-    assert bound(arrivals, TINY, gpus).weight >= exhaustive(arrivals, gpus) - 1e-6
+    assert bound(arrivals, times, gpus).weight >= exhaustive(arrivals, gpus, times) - 1e-6
+
+
+@settings(max_examples=120, deadline=None)
+@given(wanted_tiny, st.sampled_from([1, 2, 4]), st.sampled_from([TINY, STAGED]))
+def test_what_a_schedule_has_on_time_is_not_impossible(wanted, gpus, times):
+    everything = sum(weight for *_, weight in wanted)
+    if exhaustive(trace(wanted), gpus, times) == everything:
+        assert not impossible(jobs(wanted, times, gpus), gpus)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "times", "gpus", "fluid", "best"),
+    [
+        # Beside the 256 the 512 would run 0.57 of a step on two GPUs: a whole one is too long.
+        ([(1.0, 256, 1, 1.5, 1.0), (0.5, 512, 3, 3.5, 1.0)], TINY, 4, 2.0, 1.0),
+        ([(0.5, 512, 2, 3.5, 1.0), (0.0, 512, 2, 3.5, 1.0), (0.0, 256, 1, 1.5, 1.0)], TINY, 4, 3.0, 2.0),
+        ([(1.0, 512, 1, 2.5, 1.0), (2.0, 256, 1, 1.0, 1.0)], STAGED, 4, 2.0, 1.0),
+        ([(2.0, 256, 2, 2.5, 1.0), (2.0, 512, 1, 4.0, 1.0), (0.0, 256, 3, 4.0, 1.0)], STAGED, 2, 3.0, 2.0),
+    ],
+)
+def test_whole_steps_tighten_it(wanted, times, gpus, fluid, best, monkeypatch):
+    arrivals = trace(wanted)
+    assert bound(arrivals, times, gpus).weight == pytest.approx(best)
+    assert exhaustive(arrivals, gpus, times) == pytest.approx(best)
+    monkeypatch.setattr(limits.Conflicts, "find", lambda *_: [])
+    assert bound(arrivals, times, gpus).weight == pytest.approx(fluid)
+
+
+CLASH = [(0.0, 2048, 50, 7.5, 1.0), (1.507, 1024, 50, 4.5, 1.0), (4.202, 512, 50, 3.0, 1.0)]
+"""Every two of them fit together, and as a fluid all three just so."""
+
+
+def test_whole_steps_of_three_sizes_clash():
+    assert impossible(jobs(CLASH, FLUX, 8), 8)
+    assert not impossible(jobs([(at, *_, 1.02 * t, w) for at, *_, t, w in CLASH], FLUX, 8), 8)
+
+
+def test_a_conflict_is_as_small_as_can_be():
+    others = [(at, 256, 50, 2.25, 1.0) for at in (-2.0, 7.0, 30.0)]
+    found = Conflicts(8, 60.0).find(jobs([*others, *CLASH], FLUX, 8))
+    assert [[job.id for job in clash] for clash in found] == [["r3", "r4", "r5"]]
+
+
+def test_out_of_time_is_no_proof():
+    assert not impossible(jobs(CLASH, FLUX, 8), 8, time_limit_s=0.0)
 
 
 @pytest.mark.parametrize(
