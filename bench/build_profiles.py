@@ -75,7 +75,7 @@ def flux_on_h100(published: Sequence[Row], counted: Sequence[Row]) -> list[StepT
         f"{link.bandwidth / 1e9:.0f} GB/s"
     )
     derived = _derive(arch, device, {2: link, 4: link, 8: link}, source)
-    return _merge(derived, rows) + stages
+    return [*_merge(derived, rows), _layer(arch, derived), *stages]
 
 
 def sd3_on_a40(published: Sequence[Row]) -> list[StepTime]:
@@ -91,7 +91,8 @@ def sd3_on_a40(published: Sequence[Row]) -> list[StepTime]:
         f"{pcie.bandwidth / 1e9:.0f} GB/s between pairs"
     )
     links = {2: Link(A40_NVLINK, pcie.latency), 4: pcie}
-    return _derive(SD3_MEDIUM, a40, links, source) + _stages("sd3-medium", "A40")
+    derived = _derive(SD3_MEDIUM, a40, links, source)
+    return [*derived, _layer(SD3_MEDIUM, derived), *_stages("sd3-medium", "A40")]
 
 
 def _read(name: str) -> list[Row]:
@@ -108,6 +109,12 @@ def _derive(arch: Architecture, device: Device, links: dict[int, Link], source: 
                 seconds = step_seconds(arch, device, link, side, side, degree, batch)
                 rows.append(_step(Sample(side, side, degree, seconds), batch, "derived", source))
     return rows
+
+
+def _layer(arch: Architecture, derived: Sequence[StepTime]) -> StepTime:
+    step = next(e for e in derived if (e.width, e.degree, e.batch) == (SIDES[-1], 1, 1))
+    seconds = round(step.seconds / arch.layers, 6)
+    return replace(step, kind="layer", seconds=seconds, source=f"one of {arch.layers} layers of such a step")
 
 
 def _stages(model: str, gpu: str) -> list[StepTime]:

@@ -19,6 +19,7 @@ from scheduler.pace import Paces
 from scheduler.problem import EVERY_ROLE, Stage
 from scheduler.profile import Profile
 from scheduler.rounds import Rounds
+from scheduler.yielding import leaving_s
 
 
 @dataclass(slots=True, eq=False)
@@ -140,7 +141,16 @@ class Fleet:
     def _truncate(self, order_id: int, request_id: str) -> None:
         if job := self._jobs.get(order_id):
             job.going = [part for part in job.going if part.request_id != request_id]
+            if job.begun and job.order.yields and not job.going:
+                left_at = self._clock.now + leaving_s(job.step_s, self._profile.layers)
+                self._clock.at(left_at, partial(self._leave, job, job.steps_run))
             self._try(job)
+
+    def _leave(self, job: Job, steps_run: int) -> None:
+        """Its members leave the step that is running, unless it has ended."""
+        if job.order.id in self._jobs and not job.stalled and job.steps_run == steps_run:
+            job.stalled = True  # the step never ends
+            self._finish(job, Outcome.OK)
 
     def _abort(self, slot: int, abort: Abort) -> None:
         for job in list(self._queues.get(slot, ())):

@@ -35,7 +35,8 @@ class Order:
     """Work for all executors in `slots`, leader first: `steps` steps of each part, as a batch.
 
     Ids rise, and every executor runs its orders by id, so that groups cannot deadlock. An order without
-    parts `measures` step times, or only makes its group and uses it once.
+    parts `measures` step times, or only makes its group and uses it once. One that `yields` can be ended in
+    the middle of a step, which then does not count.
     """
 
     id: int
@@ -45,6 +46,7 @@ class Order:
     steps: int = 0
     parts: tuple[Part, ...] = ()
     measures: bool = False
+    yields: bool = False
 
     @property
     def leader(self) -> int:
@@ -80,7 +82,8 @@ class Give:
 
 @dataclass(frozen=True, slots=True)
 class Truncate:
-    """Tell the order's leader to stop at the next step boundary for one of its requests."""
+    """Tell the order's leader to stop for one of its requests: at the next step boundary, or, when it is for
+    nobody any more and yields, at once."""
 
     order_id: int
     leader: int

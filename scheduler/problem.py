@@ -91,13 +91,15 @@ class Gpu:
 class Running:
     """An order under way that could be made to end at its next step, at `ends`, not only at `until`.
 
-    `request` is what would be left of its request then, the rest of the order included.
+    One that `yields` is left in the middle of a step, which is lost. `request` is what would be left of its
+    request then, the rest of the order included.
     """
 
     request: Request
     slots: tuple[int, ...]
     ends: float
     until: float
+    yields: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,15 +17,17 @@ from typing import TypeVar
 
 N = TypeVar("N", int, float)
 
-KINDS = ("step", "encode", "decode", "switch")
+KINDS = ("step", "encode", "decode", "switch", "layer")
+LAYERS = 24.0
+"""Of a model whose profile does not say: SD3-medium has so many, other families more."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
     """One entry: median `seconds` of a step, an encoding or a decoding, or what a change of group costs.
 
-    Encodings and changes of group have the size 0 x 0. `basis` is measured, published or derived;
-    `source` says where from.
+    A `layer` is from one layer of such a step to the next. Encodings and changes of group have the size
+    0 x 0. `basis` is measured, published or derived; `source` says where from.
     """
 
     kind: str
@@ -41,7 +43,7 @@ class StepTime:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind is one of {', '.join(KINDS)}, not {self.kind!r}")
-        sides = ("width", "height") if self.kind in ("step", "decode") else ()
+        sides = ("width", "height") if self.kind in ("step", "decode", "layer") else ()
         for name in (*sides, "degree", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
@@ -84,6 +86,8 @@ class Profile:
         self._encode = 0.0
         self.switch = 0.0
         """Seconds that a group of several costs whose members last ran in another."""
+        self.layers = LAYERS
+        """Layers of a step, in which it can be left."""
         self._limited: dict[int, Profile] = {}
         for e in self.entries:
             if e.kind == "step":
@@ -108,6 +112,9 @@ class Profile:
         self._largest: dict[int, int] = defaultdict(int)  # image tokens by batch
         for (_, batch), points in steps.items():
             self._largest[batch] = max(self._largest[batch], *(tokens for tokens, _ in points))
+        for e in self.entries:
+            if e.kind == "layer" and e.degree <= self.max_degree:
+                self.layers = self._step(e.width, e.height, e.degree, e.batch) / e.seconds
         self.step = lru_cache(maxsize=None)(self._step)
         self.decode = lru_cache(maxsize=None)(self._decode_seconds)
         self.degrees = lru_cache(maxsize=None)(self._degrees)

@@ -20,6 +20,7 @@ from scheduler.skipping import Computed, reach
 from scheduler.tracking import Flight, Slot, Submission, Tracked
 from scheduler.view import View
 from scheduler.warmth import WARM_UP_S
+from scheduler.yielding import yields
 
 
 class Rounds:
@@ -421,7 +422,9 @@ class Rounds:
             steps = min(
                 reach(self.computed(t.submission.steps), t.next_step, assignment.steps) for t in members
             )
-        order = self._order(assignment.slots, assignment.stage, steps, parts)
+        order = self._order(
+            assignment.slots, assignment.stage, steps, parts, yields=yields(assignment.stage, members)
+        )
         for tracked in members:
             tracked.next_step += steps
             tracked.holders = assignment.slots
@@ -441,9 +444,11 @@ class Rounds:
         steps: int = 0,
         parts: tuple[Part, ...] = (),
         measures: bool = False,
+        yields: bool = False,
     ) -> Order:
         self._order_id += 1
-        return Order(self._order_id, slots, self._view.epoch_of(slots), stage, steps, parts, measures)
+        epoch = self._view.epoch_of(slots)
+        return Order(self._order_id, slots, epoch, stage, steps, parts, measures, yields)
 
     def _give(self, now: float, order: Order, length: float) -> list[Effect]:
         flight = Flight(order, length, pending=set(order.slots))
@@ -589,8 +594,10 @@ class Rounds:
         if flight is None:
             return []  # it has been overtaken
         tracked = self._active[request_id]
-        flight.last_step = self._view.next_step(now, flight)
-        flight.end = flight.predicted_end(now)
+        flight.last_step, stops_at = self._view.stops(now, flight)
+        if flight.order.yields:
+            flight.left_at = stops_at
+        flight.end = stops_at
         for behind in tracked.flights[1:]:
             behind.last_step = 0
             behind.end = flight.end

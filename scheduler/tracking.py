@@ -160,6 +160,7 @@ class Flight:
     abort_at: float = math.inf  # when its silent members are aborted
     withdrawn: set[str] = field(default_factory=set)  # requests for which it is taken back
     last_step: float = math.inf  # after which it is to end, where it has been interrupted
+    left_at: float = math.inf  # when it is to end, in the middle of a step, where it yields
 
     @property
     def begun(self) -> bool:
@@ -186,7 +187,7 @@ class Flight:
 
     def predicted_end(self, now: float) -> float:
         """When a begun flight ends, by its pace so far; never in the past."""
-        return max(self.end_of(self.last_step), now)
+        return max(now, self.end_of(self.last_step) if self.left_at == math.inf else self.left_at)
 
     @property
     def expected(self) -> float:

@@ -17,11 +17,10 @@ from scheduler.profile import Profile, slowest
 from scheduler.skipping import Computed, left
 from scheduler.tracking import QUEUE_DEPTH, Flight, Slot, Tracked
 from scheduler.warmth import Warmth
+from scheduler.yielding import NOTICE_S, leaving_s
 
 EPSILON = 1e-9
 """Seconds that rounding may lose."""
-NOTICE_S = 0.005
-"""A step that ends sooner is too near to end its order with it."""
 
 
 class View:
@@ -196,10 +195,16 @@ class View:
         others = any(len(self.slots[slot].queue) > len(tracked.flights) for slot in slots)
         return None if others else first
 
-    def next_step(self, now: float, flight: Flight) -> int:
-        """After how many of its steps a flight could end."""
-        step = flight.steps_reported + 1
-        return step + (flight.end_of(step) < now + NOTICE_S)
+    def stops(self, now: float, flight: Flight) -> tuple[int, float]:
+        """After how many of its steps a flight could end, and when."""
+        assert self.profile is not None
+        done, step_s = flight.steps_reported, flight.length / max(1, flight.order.steps)
+        if flight.order.yields:
+            soon = max(now, flight.end_of(done + 1))
+            left_at = now + leaving_s(step_s, self.profile.layers)
+            return (done, left_at) if left_at < soon else (done + 1, soon)
+        step = done + 1 + (flight.end_of(done + 1) < now + NOTICE_S)
+        return step, max(now, flight.end_of(step))
 
     def _running(self, now: float, gpus: Iterable[Gpu]) -> Iterator[Running]:
         """Orders that could be interrupted in time for this plan, with something to be gained."""
@@ -212,13 +217,13 @@ class View:
             if flight is None:
                 continue
             part, tracked = order.parts[0], self.active[order.request_ids[0]]
-            step = self.next_step(now, flight)
-            ends, until = max(now, flight.end_of(step)), tracked.flights[-1].end
-            if step < order.steps + len(tracked.flights) - 1 and ends <= self.horizon(now):
+            step, ends = self.stops(now, flight)
+            in_time = ends <= self.horizon(now) or order.yields
+            if step < order.steps + len(tracked.flights) - 1 and in_time:
                 steps = left(self.computed(tracked.submission.steps), part.first_step + step)
                 rest = self.outstanding(tracked, self.never(now))
                 rest = replace(rest, stage=Stage.DENOISING, steps=steps, ready_at=ends, slots=order.slots)
-                yield Running(rest, order.slots, ends, until)
+                yield Running(rest, order.slots, ends, tracked.flights[-1].end, order.yields)
 
     def may_give(self, assignment: Assignment) -> bool:
         """Whether an assignment can still become an order."""

@@ -41,7 +41,7 @@ def core() -> Rounds:
     core = Rounds(Config(round_s=1.0, lead_s=0.15), PROFILE)
     for slot in (0, 1):
         core.executor_joined(0.0, slot)
-    core.submit(0.0, Submission("long", 512, 512, 20))
+    core.submit(0.0, Submission("long", 512, 512, 20, 100.0))
     (first,) = orders(give(core, 0.0, Assignment(("long",), Stage.ENCODING, (0, 1), 0, 0.0, 0.0)))
     for slot in (0, 1):
         core.order_done(0.0, first.id, Report(slot, held={"long": 0}))

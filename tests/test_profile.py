@@ -126,6 +126,6 @@ def test_an_empty_file_and_an_unknown_kind_are_named(tmp_path):
         load(path)
     path.write_text("kind,width,height,degree,batch,seconds\nguess,1,1,1,1,1\n")
     with pytest.raises(
-        ValueError, match=r"wrong.csv, line 2: kind is one of step, encode, decode, switch, not"
+        ValueError, match=r"wrong.csv, line 2: kind is one of step, encode, decode, switch, layer, not"
     ):
         load(path)

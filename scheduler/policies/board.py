@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from scheduler.placement import able, layout_of, mask_of
 from scheduler.policies.mix import TOLERANCE, Ladder, ladder
 from scheduler.policies.sharing import Lanes, lanes
-from scheduler.problem import Problem, Request, Stage
+from scheduler.problem import Problem, Request, Running, Stage
 
 
 @dataclass(slots=True, eq=False)
@@ -61,10 +61,14 @@ class Work:
 
 
 class Board:
-    """The GPUs and the outstanding work at the start of a round; never changed by a policy."""
+    """The GPUs and the outstanding work at the start of a round; never changed by a policy.
 
-    def __init__(self, problem: Problem) -> None:
+    `ended` are orders under way that the problem takes to have ended early (`interrupt.cut`).
+    """
+
+    def __init__(self, problem: Problem, ended: tuple[Running, ...] = ()) -> None:
         self.problem = problem
+        self.ended = ended
         self.layout = layout_of(problem.gpus)
         self.free_at: list[float] = [math.inf] * (self.layout.slots[-1] + 1)
         for gpu in problem.gpus:

@@ -5,14 +5,14 @@ fit runs narrower until it may go on wide, or waits for a reserved block, with o
 it. Idle GPUs speed up what runs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from scheduler.policies.batching import encode_first, share
-from scheduler.policies.board import Board, Work
-from scheduler.policies.interrupt import take_back
+from scheduler.policies.board import Work
+from scheduler.policies.interrupt import take_back, yielding
 from scheduler.policies.lineup import Lineup, Ranking, line_up, on_time
 from scheduler.policies.spare import fill
-from scheduler.problem import Decision, Plan, Policy, Problem, Running
+from scheduler.problem import Decision, Plan, Policy, Problem
 
 
 def edf() -> Policy:
@@ -22,7 +22,7 @@ def edf() -> Policy:
 
 def plan(problem: Problem, _budget_s: float) -> Plan:
     """Orders for this round."""
-    board = Board(problem)
+    board = yielding(problem)
     order = by_deadline(board.works)
     lineup = line_up(board, Ranking(order))
     return finish(lineup, Decision(objective=on_time(lineup)))
@@ -34,17 +34,16 @@ def by_deadline(works: Iterable[Work]) -> tuple[Work, ...]:
     return tuple(sorted(feasible, key=lambda work: (work.due, work.request.arrived_at, work.request.id)))
 
 
-def finish(lineup: Lineup, decision: Decision, under_way: Sequence[Running] = ()) -> Plan:
+def finish(lineup: Lineup, decision: Decision) -> Plan:
     """The plan of a line-up, with GPUs that no deadline needs put to use: others' work, then scale-up.
 
-    Who would wait all the same shares the steps of others, where the profile says that it pays. A line-up of
-    `interrupt.interrupted` comes with the orders `under_way`.
+    Who would wait all the same shares the steps of others, where the profile says that it pays.
     """
-    interrupted = take_back(lineup, under_way)
+    interrupted = take_back(lineup)
     fill(lineup)
     lineup.widen()
     late = tuple(work.request.id for work in lineup.board.works if work.late)
-    busy = {running.request.id for running in under_way}
+    busy = {running.request.id for running in lineup.board.ended}
     assignments = encode_first(lineup.board.problem, lineup.assignments(), busy)
     assignments = share(lineup.board.problem, assignments, busy)
     return Plan(assignments, late, decision=decision, interrupted=interrupted)

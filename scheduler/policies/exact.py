@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from scheduler.policies.board import Board, Work
 from scheduler.policies.edf import by_deadline, finish
 from scheduler.policies.fluid import Program, Row, Solution, build, sharing, tasks
-from scheduler.policies.interrupt import interrupted
+from scheduler.policies.interrupt import cut, yielding
 from scheduler.policies.lineup import Lineup, Ranking, follow, least_gpu_seconds, line_up, on_time
 from scheduler.policies.mix import TOLERANCE
 from scheduler.policies.search import give_up, hurry, improve, join, promote
@@ -40,23 +40,23 @@ def exact(solver: Solver, overrun_s: float) -> Policy:
 
     def plan(problem: Problem, budget_s: float) -> Plan:
         until = time.perf_counter() + budget_s - overrun_s
-        board = Board(interrupted(problem) if _has_arrival(problem) else problem)
+        board = cut(problem, problem.running) if _has_arrival(problem) else yielding(problem)
         first = best = line_up(board, Ranking(by_deadline(board.works)))
         if _all_on_time(first) or budget_s <= overrun_s:
-            return _finish(problem, first, _decision("heuristic", first))
+            return finish(first, _decision("heuristic", first))
         if _can_give(board):
             best = improve(first, MOVES, SEARCH_EFFORT)
-        untried = problem.running and board.problem is problem
+        untried = len(board.ended) < len(problem.running)
         if untried and not _all_on_time(best) and time.perf_counter() < until:
-            board = Board(interrupted(problem))
+            board = cut(problem, problem.running)
             other = improve(line_up(board, Ranking(by_deadline(board.works))), MOVES, SEARCH_EFFORT)
             if on_time(other) > on_time(best) + TOLERANCE:
                 best = other
         source = "search" if best is not first else "heuristic"
         if _all_on_time(best):
-            return _finish(problem, best, _decision(source, best))
+            return finish(best, _decision(source, best))
         if not _can_give(board):
-            return _finish(problem, best, _decision(source, best, "nothing to give"))
+            return finish(best, _decision(source, best, "nothing to give"))
         found = _ask(solver, board, best, until)
         if found.lineup is not best:
             source, best = "solver", found.lineup
@@ -67,7 +67,7 @@ def exact(solver: Solver, overrun_s: float) -> Policy:
             build_s=found.build_s,
             solve_s=found.solve_s,
         )
-        return _finish(problem, best, decision)
+        return finish(best, decision)
 
     return plan
 
@@ -81,11 +81,6 @@ def _has_arrival(problem: Problem) -> bool:
 def _can_give(board: Board) -> bool:
     """Whether any order can be given now; if not, what will be possible is for later plans to see."""
     return board.free > 0 and any(map(board.startable, board.works))
-
-
-def _finish(problem: Problem, lineup: Lineup, decision: Decision) -> Plan:
-    """The plan of a line-up of the problem, or of what `interrupted` has made of it."""
-    return finish(lineup, decision, () if lineup.board.problem is problem else problem.running)
 
 
 @dataclass(slots=True)

@@ -4,32 +4,44 @@ An order is a round long and may be given a lead ahead, so that a request with n
 all GPUs taken for as long. Its steps cannot be interrupted, but the order can.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from scheduler.placement import mask_of
+from scheduler.policies.board import Board
 from scheduler.policies.lineup import Lineup
 from scheduler.problem import Problem, Running
 
 
-def interrupted(problem: Problem) -> Problem:
-    """The problem as if all orders under way that can end at their next step did so."""
-    rest = {running.request.id: running.request for running in problem.running}
-    ends = {slot: running.ends for running in problem.running for slot in running.slots}
-    return replace(
+def cut(problem: Problem, ended: Iterable[Running]) -> Board:
+    """The board as if these orders under way ended early."""
+    ended = tuple(ended)
+    if not ended:
+        return Board(problem)
+    rest = {running.request.id: running.request for running in ended}
+    ends = {slot: running.ends for running in ended for slot in running.slots}
+    changed = replace(
         problem,
         gpus=tuple(replace(gpu, free_at=ends.get(gpu.slot, gpu.free_at)) for gpu in problem.gpus),
         requests=tuple(rest.get(request.id, request) for request in problem.requests),
     )
+    return Board(changed, ended)
 
 
-def take_back(lineup: Lineup, under_way: Sequence[Running]) -> tuple[str, ...]:
-    """Who of those `under_way` has to be interrupted for a line-up of `interrupted`.
+def yielding(problem: Problem) -> Board:
+    """The board as if all orders that yield did so: no deadline waits for them."""
+    return cut(problem, (running for running in problem.running if running.yields))
+
+
+def take_back(lineup: Lineup) -> tuple[str, ...]:
+    """Who of those that the line-up's board takes to have `ended` has to be interrupted for it.
 
     What the line-up would give them comes later: it is dropped.
 
-    An order goes on where the line-up would only go on with it, or does not need its GPUs in its time.
+    An order goes on where the line-up would only go on with it, or does not need its GPUs in its time. One
+    that yields can still do so when they are, if that is within a lead.
     """
+    under_way = lineup.board.ended
     own = {r.request.id: lineup.pieces.pop(r.request.id, None) for r in under_way}
     shared = {key: piece for key, piece in own.items() if piece is not None and piece.guests}
     for batch in shared.values():
@@ -41,7 +53,9 @@ def take_back(lineup: Lineup, under_way: Sequence[Running]) -> tuple[str, ...]:
     for r in under_way:
         piece, slots = own[r.request.id], mask_of(r.slots)
         goes_on = piece is not None and piece.block == slots
-        if r.request.id in shared or (not goes_on and (slots & given or lineup.reserved(r.slots) < r.until)):
+        can_wait = r.yields and r.ends <= lineup.board.problem.horizon
+        kept = not can_wait and lineup.reserved(r.slots) < r.until
+        if r.request.id in shared or (not goes_on and (slots & given or kept)):
             found.append(r.request.id)
         else:
             lineup.free &= ~slots

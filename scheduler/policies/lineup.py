@@ -292,7 +292,7 @@ class Lineup:
         while True:
             best, best_saved = None, 0.0
             for piece in self.pieces.values():
-                wider = self._wider(piece)
+                wider = None if piece.work.late else self._wider(piece)
                 if wider is None:
                     continue
                 step = piece.work.ladder.step
@@ -336,11 +336,12 @@ class Lineup:
     def _find(self, degree: int, work: Work) -> int | None:
         """The free block that suits best: without a reservation, then by `Layout.find`."""
         layout = self.board.layout
-        best, best_rank = None, (-math.inf, -1, -1)
+        best, best_rank = None, (-math.inf, -math.inf, -1, -1)
         for block in self.board.blocks(work.stage, degree):
             if block & self.free == block:
                 limit = min([self._reserved[slot] for slot in layout.members[block]])
-                rank = (limit, (block & work.held).bit_count(), -layout.room(block, self.free))
+                sooner = -self.board.ends[block] if work.stage is Stage.ENCODING else 0.0
+                rank = (sooner, limit, (block & work.held).bit_count(), -layout.room(block, self.free))
                 if rank > best_rank:
                     best, best_rank = block, rank
         return best

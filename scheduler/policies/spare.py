@@ -1,14 +1,18 @@
 """What to do with GPUs that no deadline needs: best-effort work, and work that will be late.
 
-Steps cannot be interrupted, so such work must not stand in the way of the next arrival, which may have
-no time to lose. Hence its orders are short, they are not queued ahead, and a degree whose steps are
-long is not used unless all are, or the request has waited for long.
+Such work must not stand in the way of the next arrival, which may have no time to lose. It gives way in the
+middle of a step (`yielding.py`), but even that takes a moment. So it runs at degrees at which it is gone by
+the time that a newcomer has been encoded, and late work leaves a GPU idle for that.
+
+What may still be on time does not give way. Its orders are short, and a degree whose steps are long is not
+used unless all are, or the request has waited for long. None of this is queued ahead.
 """
 
 from scheduler.placement import mask_of
 from scheduler.policies.board import Work
 from scheduler.policies.lineup import Lineup, Piece
 from scheduler.problem import Stage
+from scheduler.yielding import leaving_s
 
 BLOCKING_S = 0.15
 """How long an order may keep a GPU from an arrival, at most; less where arrivals have less to lose."""
@@ -17,20 +21,31 @@ PATIENCE_S = 120.0
 
 
 def fill(lineup: Lineup) -> None:
-    """Give short orders on GPUs that are idle: best effort and doubtful before late, oldest first."""
+    """Give orders on GPUs that are idle: best effort and doubtful before late, oldest first."""
     board = lineup.board
     now = board.problem.now
-    waiting = [work for work in board.works if work.ready <= now and _is_spare(lineup, work)]
-    waiting.sort(key=lambda work: (work.late, work.request.arrived_at, work.request.id))
+    busy = {running.request.id for running in board.ended}
+    waiting = [
+        work
+        for work in board.works
+        if work.ready <= now and work.request.id not in busy and _is_spare(lineup, work)
+    ]
+    waiting.sort(key=lambda work: (work.request.arrived_at, work.request.id))
+    others = [work for work in waiting if not work.late]
     idle = mask_of(gpu.slot for gpu in board.problem.gpus if gpu.free_at <= now)
-    ahead, lineup.free = lineup.free & ~idle, lineup.free & idle
-    for index, work in enumerate(waiting):
-        if not lineup.free:
-            break
-        piece = _order(lineup, work, lineup.free.bit_count() // (len(waiting) - index))
-        if piece is not None:
-            lineup.give(piece)
-    lineup.free |= ahead
+    apart, lineup.free = lineup.free & ~idle, lineup.free & idle
+    for index, work in enumerate(others):
+        _give(lineup, work, lineup.free.bit_count() // (len(others) - index))
+    late = [work for work in waiting if work.late]
+    last = 1 << max(0, lineup.free.bit_length() - 1) & lineup.free
+    lineup.free &= ~last
+    some = sum(_give(lineup, work, lineup.free.bit_count()) for work in late)
+    if not some and not any(running.yields for running in board.problem.running):
+        # Better on all than not at all.
+        lineup.free |= last
+        any(_give(lineup, work, lineup.free.bit_count()) for work in late)
+        last = 0
+    lineup.free |= apart | last
 
 
 def _is_spare(lineup: Lineup, work: Work) -> bool:
@@ -39,20 +54,42 @@ def _is_spare(lineup: Lineup, work: Work) -> bool:
     return work.request.id not in lineup.finish and work.request.id not in lineup.pieces
 
 
-def _order(lineup: Lineup, work: Work, share: int) -> Piece | None:
-    """A short order at the widest degree within the share; the narrowest that is fast, if that is wider."""
-    if work.stage is not Stage.DENOISING:
-        return lineup.order(work, 1, 0)
+def _give(lineup: Lineup, work: Work, share: int) -> bool:
+    """Give an order at the widest degree within the share; at the narrowest that will do, if none is."""
     problem, ladder = lineup.board.problem, work.ladder
-    longest = min(BLOCKING_S, problem.slack_s)
-    fast = [degree for degree in ladder.degrees if ladder.step[degree] <= longest]
-    if not fast:
-        if problem.slack_s < ladder.fastest and problem.now - work.request.arrived_at < PATIENCE_S:
-            return None
-        fast = [ladder.widest]
-    for degree in reversed(fast):
-        if degree <= max(share, fast[0]):
-            piece = lineup.order(work, degree, work.steps, max(longest, ladder.step[degree]))
+    if work.stage is not Stage.DENOISING:
+        degrees, longest = [1], 0.0
+    elif work.late or not work.has_deadline:
+        degrees, longest = _prompt(lineup, work), problem.round_s
+    else:
+        longest = min(BLOCKING_S, problem.slack_s)
+        degrees = [degree for degree in ladder.degrees if ladder.step[degree] <= longest]
+        if not degrees:
+            if problem.slack_s < ladder.fastest and problem.now - work.request.arrived_at < PATIENCE_S:
+                return False
+            degrees = [ladder.widest]
+    for degree in reversed(degrees):
+        if lineup.free and degree <= max(share, degrees[0]):
+            piece = _order(lineup, work, degree, longest)
             if piece is not None:
-                return piece
-    return None
+                lineup.give(piece)
+                return True
+    return False
+
+
+def _prompt(lineup: Lineup, work: Work) -> list[int]:
+    """Degrees at which a step is left while a newcomer is encoded; the fastest, if there is none.
+
+    Any, where the request has waited for long.
+    """
+    problem, ladder = lineup.board.problem, work.ladder
+    if problem.now - work.request.arrived_at > PATIENCE_S:
+        return list(ladder.degrees)
+    profile = problem.profile
+    prompt = [k for k in ladder.degrees if leaving_s(ladder.step[k], profile.layers) <= profile.encode()]
+    return prompt or [ladder.widest]
+
+
+def _order(lineup: Lineup, work: Work, degree: int, longest: float) -> Piece | None:
+    step = work.ladder.step[degree] if work.stage is Stage.DENOISING else 0.0
+    return lineup.order(work, degree, work.steps, max(longest, step))

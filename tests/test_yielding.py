@@ -1,0 +1,215 @@
+"""Work that no deadline waits for gives way in the middle of a step."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.conditions import Conditions
+from bench.simulator import Arrival, Simulation
+from scheduler.config import Config
+from scheduler.orders import Give, Order, Outcome, Report, Truncate
+from scheduler.policies import resolve
+from scheduler.policies.spare import PATIENCE_S
+from scheduler.problem import Assignment, Gpu, Plan, Problem, Request, Running, Stage
+from scheduler.profile import LAYERS, Profile, StepTime, load, save
+from scheduler.rounds import Rounds
+from scheduler.tracking import Submission
+from scheduler.yielding import NOTICE_S, TO_LEAVE, leaving_s
+
+STEP_S = 0.8
+ENTRIES = [StepTime("step", 1024, 1024, degree, 1, STEP_S / degree) for degree in (1, 2, 4)]
+PROFILE = Profile([*ENTRIES, StepTime("encode", 0, 0, 1, 1, 0.05), StepTime("layer", 1024, 1024, 2, 1, 0.01)])
+"""A step has 40 layers."""
+
+
+def give(core: Rounds, now: float, *assignments: Assignment, **plan):
+    core.problem(now)
+    return core.commit(now, Plan(assignments, **plan))
+
+
+def denoising(name: str, slots: tuple[int, ...], steps: int, begin: float) -> Assignment:
+    return Assignment((name,), Stage.DENOISING, slots, steps, begin, begin + steps * STEP_S / len(slots))
+
+
+def core_with(deadline: float | None, late: tuple[str, ...] = ()) -> tuple[Rounds, Order]:
+    """Two executors, and a request that both are at: an order of 3 steps of 0.4 s from 0 on."""
+    core = Rounds(Config(round_s=2.0, lead_s=0.15), PROFILE)
+    for slot in (0, 1):
+        core.executor_joined(0.0, slot)
+    core.submit(0.0, Submission("r", 1024, 1024, 20, deadline))
+    (first,) = [
+        e.order
+        for e in give(core, 0.0, Assignment(("r",), Stage.ENCODING, (0, 1), 0, 0.0, 0.0), late=late)
+        if isinstance(e, Give)
+    ]
+    for slot in (0, 1):
+        core.order_done(0.0, first.id, Report(slot, held={"r": 0}))
+    effects = give(core, 0.0, denoising("r", (0, 1), 3, 0.0))
+    (order,) = [effect.order for effect in effects if isinstance(effect, Give)]
+    return core, order
+
+
+@pytest.mark.parametrize(
+    ("deadline", "late", "yields"), [(None, (), True), (100.0, (), False), (1.0, ("r",), True)]
+)
+def test_orders_of_what_has_no_deadline_to_meet_yield(deadline, late, yields):
+    core, order = core_with(deadline, late)
+    assert order.yields is yields
+    (running,) = core.snapshot(0.3).running
+    assert running.yields is yields
+
+
+def test_what_is_kept_does_not_yield():
+    core, _ = core_with(None)
+    core.requests["r"].claim = 50.0  # it has waited for so long
+    for slot in (0, 1):
+        core.order_done(1.2, 2, Report(slot, held={"r": 3}, seconds=1.2))
+    (effect,) = [e for e in give(core, 1.2, denoising("r", (0, 1), 1, 1.2)) if isinstance(e, Give)]
+    assert effect.order.yields is False
+
+
+def test_the_step_that_is_left_is_done_again():
+    core, order = core_with(None)
+    core.step_done(0.4, order.id)
+    (running,) = core.snapshot(0.5).running
+    assert running.ends == pytest.approx(0.5 + NOTICE_S + 0.4 * TO_LEAVE / 40)
+    assert running.request.steps == 19, "of the two that have begun one counts"
+    effects = give(core, 0.5, interrupted=("r",))
+    assert effects == [Truncate(order.id, 0, "r")]
+    assert core.slots[0].queue[-1].end == pytest.approx(running.ends)
+    assert core.snapshot(0.51).running == ()
+    for slot in (0, 1):
+        core.order_done(0.53, order.id, Report(slot, Outcome.OK, {"r": 1}, 0.53))
+    tracked = core.requests["r"]
+    assert (tracked.next_stage, tracked.next_step, tracked.steps_done) == (Stage.DENOISING, 1, 1)
+    assert tracked.gpu_seconds == pytest.approx(2 * 0.53), "what was lost has been spent, too"
+    assert tracked.failures == 0
+
+
+def test_a_step_that_is_about_to_end_is_not_lost():
+    core, _ = core_with(None)
+    (running,) = core.snapshot(0.4 - NOTICE_S).running
+    assert (running.ends, running.request.steps) == (pytest.approx(0.4), 19)
+
+
+def moment(late_slots: tuple[int, ...], deadline: float, size: int = 4) -> Problem:
+    """Late work is on some of the GPUs for two more seconds, another request has come."""
+    whole = Request("late", 1024, 1024, Stage.DENOISING, 30, 2.0, -50.0, -1.0, slots=late_slots)
+    rest = replace(whole, steps=32, ready_at=0.02)
+    new = Request("new", 1024, 1024, Stage.DENOISING, 4, 0.0, 0.0, deadline)
+    gpus = tuple(Gpu(slot, 2.0 if slot in late_slots else 0.0) for slot in range(size))
+    running = (Running(rest, late_slots, 0.02, 2.0, yields=True),)
+    return Problem(0.0, 0.1, 0.8, gpus, (whole, new), PROFILE, running=running)
+
+
+@pytest.mark.parametrize("policy", ["edf", "cp-sat", "ilp"])
+def test_late_work_gives_way_to_who_needs_its_gpus(policy):
+    plan = resolve(policy)(moment((0, 1, 2, 3), deadline=0.9), 10.0)
+    assert plan.interrupted == ("late",)
+    (order,) = plan.assignments
+    assert (order.request_ids, order.degree, order.begin) == (("new",), 4, 0.02)
+
+
+@pytest.mark.parametrize("policy", ["edf", "cp-sat", "ilp"])
+def test_but_not_to_who_is_only_faster_with_them(policy):
+    plan = resolve(policy)(moment((0, 1), deadline=1.7), 10.0)
+    assert plan.interrupted == ()
+    (order,) = plan.assignments
+    assert (order.request_ids, order.slots) == (("new",), (2, 3))
+
+
+def alone(size: int, late: int, layers: int = 40) -> Problem:
+    """Idle GPUs, and late work that waits for them."""
+    requests = tuple(
+        Request(f"late{n}", 1024, 1024, Stage.DENOISING, 30, -1.0, n - 50.0, -1.0) for n in range(late)
+    )
+    layer = StepTime("layer", 1024, 1024, 1, 1, STEP_S / layers)
+    gpus = tuple(Gpu(slot, 0.0) for slot in range(size))
+    profile = Profile([*PROFILE.entries[:-1], layer])
+    return Problem(0.0, 0.1, 0.8, gpus, requests, profile)
+
+
+@pytest.mark.parametrize("policy", ["edf", "cp-sat"])
+def test_late_work_leaves_a_gpu_for_who_comes(policy):
+    plan = resolve(policy)(alone(size=4, late=3), 10.0)
+    (order,) = plan.assignments
+    assert (order.request_ids, order.slots) == (("late0",), (0, 1)), "the oldest; three are no block"
+    plan = resolve(policy)(alone(size=8, late=3), 10.0)
+    assert [(order.request_ids, order.degree) for order in plan.assignments] == [
+        (("late0",), 4),
+        (("late1",), 2),
+    ]
+
+
+@pytest.mark.parametrize("policy", ["edf", "cp-sat"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_where_it_could_not_run_otherwise_it_has_all(policy, size):
+    (order,) = resolve(policy)(alone(size=size, late=1), 10.0).assignments
+    assert order.degree == size
+
+
+def test_late_work_runs_where_it_is_gone_by_the_time_that_a_newcomer_is_encoded():
+    # 0.8 s x 3 / 40 on one GPU are longer than an encoding, half of it is not.
+    assert leaving_s(0.8, 40) > PROFILE.encode() > leaving_s(0.4, 40)
+    (order,) = resolve("edf")(alone(size=2, late=1), 10.0).assignments
+    assert order.degree == 2, "one GPU would leave the other idle, but too late"
+    waiting = alone(size=2, late=1)
+    (request,) = waiting.requests
+    waiting = replace(waiting, requests=(replace(request, arrived_at=-PATIENCE_S - 1),))
+    (order,) = resolve("edf")(waiting, 10.0).assignments
+    assert order.degree == 1
+
+
+def test_what_takes_longer_to_leave_than_a_lead_is_left_before_it_is_needed():
+    """Another order ends in half a second, then all four GPUs are needed; in a tenth it would be too late."""
+    problem = moment((0, 1), deadline=1.4)
+    gpus = tuple(replace(gpu, free_at=0.5) if gpu.slot > 1 else gpu for gpu in problem.gpus)
+    (running,) = problem.running
+    late, new = problem.requests
+    soon = replace(problem, gpus=gpus, requests=(late, replace(new, ready_at=0.5)))
+    assert resolve("edf")(soon, 10.0).interrupted == ()
+    slow = replace(running, ends=0.4, request=replace(running.request, ready_at=0.4))
+    assert resolve("edf")(replace(soon, running=(slow,)), 10.0).interrupted == ("late",)
+
+
+def test_a_profile_tells_how_many_layers_there_are(tmp_path):
+    assert Profile(ENTRIES).layers == LAYERS
+    assert PROFILE.layers == pytest.approx(40)
+    assert PROFILE.scaled({2: 3.0}).layers == pytest.approx(40)
+    assert PROFILE.limited(1).layers in (LAYERS, pytest.approx(40))
+    save(PROFILE, tmp_path / "profile.csv")
+    assert load(tmp_path / "profile.csv").layers == pytest.approx(40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0.0, 10.0), st.floats(0.3, 6.0), st.integers(1, 6)), min_size=1, max_size=8),
+    st.floats(0.0, 0.01),
+    st.sampled_from(["edf", "cp-sat"]),
+)
+def test_whatever_is_left_every_step_is_done_once(drawn, latency_s, policy):
+    arrivals = [
+        Arrival(at, Submission(f"r{n}", 1024, 1024, steps, deadline_s))
+        for n, (at, deadline_s, steps) in enumerate(drawn)
+    ]
+    arrivals += [Arrival(0.0, Submission(f"free{n}", 1024, 1024, 8)) for n in range(2)]
+    conditions = Conditions(latency_s=latency_s)
+    outcomes = Simulation(resolve(policy), PROFILE, 4, arrivals, conditions=conditions).run()
+    assert outcomes.rejected == 0
+    for tracked in outcomes.requests:
+        assert tracked.stage is Stage.DONE
+        assert outcomes.tally.steps_run[tracked.id] == list(range(tracked.submission.steps))
+
+
+def test_a_newcomer_is_on_time_who_could_not_have_waited_for_a_step():
+    """Best-effort work has all GPUs in steps of 0.2 s; who comes has 0.03 s to lose."""
+    newcomer = Submission("new", 1024, 1024, 5, 0.05 + 5 * 0.2 + 0.03)
+    for at in (3.1, 3.15, 3.2, 3.25):
+        arrivals = [Arrival(0.0, Submission("free", 1024, 1024, 40)), Arrival(at, newcomer)]
+        config = Config(round_s=0.25, lead_s=0.1)
+        outcomes = Simulation(resolve("cp-sat"), PROFILE, 4, arrivals, config=config).run()
+        new, free = (next(t for t in outcomes.requests if t.id == name) for name in ("new", "free"))
+        assert new.finished_at <= new.deadline
+        assert free.stage is Stage.DONE
