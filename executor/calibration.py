@@ -109,8 +109,15 @@ class Calibration:
                 profiler.warm_up(self._pipeline, alone_group, (wish.width, wish.height), wish.batch)
 
     def known(self) -> list[pb.StepTime]:
-        """All that has been measured, at any degree."""
-        return [_entry(row) for row in self._cache.load()]
+        """All that has been measured, at any degree, and what a layer takes: an equal share of a step."""
+        entries = [_entry(row) for row in self._cache.load()]
+        for e in entries:
+            if e.kind == pb.StepTime.KIND_STEP and e.degree == e.batch == 1:
+                layer = pb.StepTime()
+                layer.CopyFrom(e)
+                layer.kind, layer.seconds = pb.StepTime.KIND_LAYER, e.seconds / self._pipeline.layers
+                return [*entries, layer]
+        return entries
 
     def measure(self, group: Group, wanted: Iterable[pb.StepTime]) -> list[pb.StepTime]:
         """Measure these at the degree of the group; every member calls it with the same wishes.

@@ -28,6 +28,7 @@ _KINDS = {
     "step": executor_pb2.StepTime.KIND_STEP,
     "encode": executor_pb2.StepTime.KIND_ENCODE,
     "decode": executor_pb2.StepTime.KIND_DECODE,
+    "layer": executor_pb2.StepTime.KIND_LAYER,
 }
 _KIND_NAMES = {number: name for name, number in _KINDS.items()}
 
@@ -110,6 +111,7 @@ def order(
         group=executor_pb2.Group(epoch=given.epoch, members=members),
         steps=given.steps,
         parts=parts,
+        yields=given.yields,
     )
 
 

@@ -20,7 +20,6 @@ from scheduler.skipping import Computed, reach
 from scheduler.tracking import Flight, Slot, Submission, Tracked
 from scheduler.view import View
 from scheduler.warmth import WARM_UP_S
-from scheduler.yielding import yields
 
 
 class Rounds:
@@ -422,9 +421,8 @@ class Rounds:
             steps = min(
                 reach(self.computed(t.submission.steps), t.next_step, assignment.steps) for t in members
             )
-        order = self._order(
-            assignment.slots, assignment.stage, steps, parts, yields=yields(assignment.stage, members)
-        )
+        yields = assignment.stage is Stage.DENOISING and all(tracked.yields for tracked in members)
+        order = self._order(assignment.slots, assignment.stage, steps, parts, yields=yields)
         for tracked in members:
             tracked.next_step += steps
             tracked.holders = assignment.slots

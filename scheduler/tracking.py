@@ -86,6 +86,11 @@ class Tracked:
         """Whether no other request may delay it beyond its time."""
         return self.promised or self.claim is not None
 
+    @property
+    def yields(self) -> bool:
+        """Whether it gives way to others: it is late, or has no deadline."""
+        return not self.kept and (self.late is True or self.deadline == math.inf)
+
     def drops_late(self, default: bool) -> bool:
         """Whether it is given up once it cannot be on time; by `default` where it does not say."""
         wish = self.submission.drop_late

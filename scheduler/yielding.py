@@ -4,23 +4,10 @@ Steps cannot be interrupted, but they can be left: between two layers all member
 latent is still that from before the step (`executor/yielding.py`).
 """
 
-import math
-from collections.abc import Iterable
-
-from scheduler.problem import Stage
-from scheduler.tracking import Tracked
-
 NOTICE_S = 0.005
 """What it takes to tell executors to stop: a step that ends sooner is too near to end its order with it."""
 TO_LEAVE = 3
 """Layers until all members have left: the one that runs, and two by which a device may be behind its host."""
-
-
-def yields(stage: Stage, members: Iterable[Tracked]) -> bool:
-    """Whether an order is one that gives way: its requests are late, or have no deadline."""
-    return stage is Stage.DENOISING and all(
-        (t.late or t.deadline == math.inf) and not t.kept for t in members
-    )
 
 
 def leaving_s(step_s: float, layers: float) -> float:

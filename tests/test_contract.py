@@ -28,11 +28,12 @@ CORE = {
     "promises": {"problem", "timetable"},
     "warmth": {"placement"},
     "skipping": set[str](),
+    "yielding": set[str](),
     "demand": {"profile", "tracking"},
     "config": set[str](),
     "view": {
         *("config", "demand", "dispatch", "nodes", "placement", "problem", "profile", "skipping"),
-        *("tracking", "warmth"),
+        *("tracking", "warmth", "yielding"),
     },
     "homes": {"dispatch", "problem", "view"},
     "pledges": {"problem", "promises", "timetable", "tracking", "view"},

@@ -170,6 +170,13 @@ def test_registers_with_model_and_step_times_and_keeps_its_lease(fleet):
     assert {(pb.StepTime.KIND_STEP, 64, batch) for batch in (1, 2, 4)} < kinds
     assert {(pb.StepTime.KIND_DECODE, 64, 1), (pb.StepTime.KIND_ENCODE, 0, 1)} < kinds
     assert all(t.seconds > 0 for t in first.step_times)
+    (layer,) = [t for t in first.step_times if t.kind == pb.StepTime.KIND_LAYER]
+    (step,) = [
+        t
+        for t in first.step_times
+        if (t.kind, t.width, t.degree, t.batch) == (pb.StepTime.KIND_STEP, layer.width, 1, 1)
+    ]
+    assert layer.seconds * 2 == pytest.approx(step.seconds)
     # One measured, the others waited for what it wrote.
     assert first.step_times == second.step_times == third.step_times
     seat = fleet.seats[0]

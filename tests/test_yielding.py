@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from bench.conditions import Conditions
 from bench.simulator import Arrival, Simulation
+from scheduler import messages
 from scheduler.config import Config
 from scheduler.orders import Give, Order, Outcome, Report, Truncate
 from scheduler.policies import resolve
@@ -49,6 +50,12 @@ def core_with(deadline: float | None, late: tuple[str, ...] = ()) -> tuple[Round
     effects = give(core, 0.0, denoising("r", (0, 1), 3, 0.0))
     (order,) = [effect.order for effect in effects if isinstance(effect, Give)]
     return core, order
+
+
+@pytest.mark.parametrize("yields", [False, True])
+def test_executors_are_told_which_orders_yield(yields):
+    given = Order(1, (0,), 0, Stage.DENOISING, 1, yields=yields)
+    assert messages.order(given, [], []).yields is yields
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ class Pipeline(ABC):
         roles: what it can do; the models that other roles would need are not loaded.
         limits: what it can draw.
         heads: attention heads, which sequence parallelism divides.
+        layers: how often a step attends: it can be left before each of these.
         device: where it runs.
         dtype: of weights and latents.
         decoding_tile: in pixels; pictures with a longer side are decoded in tiles of it. 0: none are.
@@ -70,6 +71,7 @@ class Pipeline(ABC):
     roles: frozenset[str] = EVERY_ROLE
     limits: Limits
     heads: int
+    layers: int
     device: torch.device
     dtype: torch.dtype
     decoding_tile: int = 0

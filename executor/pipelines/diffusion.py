@@ -56,6 +56,8 @@ class DiffusionPipeline(Pipeline):
         self._transformer = parts.transformer.eval().requires_grad_(False)
         self._sketch: Sketch | None = None
         self.heads = self._transformer.config.num_attention_heads
+        stacks = [part for part in self._transformer.children() if isinstance(part, torch.nn.ModuleList)]
+        self.layers = max(1, sum(map(len, stacks)))
 
     @property
     def configuration(self) -> Mapping[str, object]:

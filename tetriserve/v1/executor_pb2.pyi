@@ -95,10 +95,12 @@ class StepTime(_message.Message):
         KIND_STEP: _ClassVar[StepTime.Kind]
         KIND_ENCODE: _ClassVar[StepTime.Kind]
         KIND_DECODE: _ClassVar[StepTime.Kind]
+        KIND_LAYER: _ClassVar[StepTime.Kind]
     KIND_UNSPECIFIED: StepTime.Kind
     KIND_STEP: StepTime.Kind
     KIND_ENCODE: StepTime.Kind
     KIND_DECODE: StepTime.Kind
+    KIND_LAYER: StepTime.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
