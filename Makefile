@@ -24,7 +24,7 @@ run: $(INSTALLED)  ## Start a cluster on this machine, serve a mixed batch, writ
 	$(BIN)/python -m tetriserve.demo
 
 test: $(INSTALLED) lint  ## Check style, types and contract, and run the tests
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
 
 test-long: $(INSTALLED)  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m long
