@@ -9,8 +9,8 @@ which reads what `use_group` has set.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,6 +105,7 @@ class _Settings:
     tokens: _View = _View()
     image: _View = _View()
     before_image: int = 0
+    look: Callable[[], None] | None = None
 
 
 _settings = _Settings()
@@ -195,6 +196,19 @@ def use_group(group: Group, shard: Shard, heads: int) -> None:
     _settings.before_image = images.text_slice.stop - images.text_slice.start
 
 
+@contextmanager
+def between_layers(look: Callable[[], None] | None) -> Iterator[None]:
+    """Have `look` called before each attention layer of a step (None: nothing); what it raises ends the step.
+
+    It is called in the same place on all members: none is in a layer that others are not to come to.
+    """
+    _settings.look = look
+    try:
+        yield
+    finally:
+        _settings.look = None
+
+
 @torch.compiler.disable
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Attention of this member's tokens over all tokens of the group's sequence.
@@ -226,6 +240,8 @@ def attend_image(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) ->
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: _View) -> torch.Tensor:
+    if _settings.look is not None:
+        _settings.look()
     return usp.attend(query, key, value, _FUNCTION, {"view": view, "keys": iter(view.keys)})
 
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from executor import rendezvous
 from executor.meeting import Agreement, CalledOff, Meeting, Missing
 from executor.process_group import CONNECT_TIMEOUT_S, Link, World, is_communication_error
+from executor.yielding import Left
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,17 @@ class Group:
         with self._faults():
             return self._meeting.read(key, timeout_s, self.check, self._left)
 
+    def peek(self, key: str) -> bytes | None:
+        """What the leader published under `key` in this order; None: nothing yet.
+
+        Raises:
+            GroupAborted: the leader does not answer.
+        """
+        if not self._meeting:
+            raise RuntimeError("a group of one has nobody to tell it anything")
+        with self._faults():
+            return self._meeting.peek(key)
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Put around what uses the group: whatever goes wrong inside ends the group for all members.
@@ -167,10 +179,14 @@ class Group:
         Raises:
             GroupAborted: another member failed, was lost, or the group was aborted; else the error of
                 this member comes out as it is.
+            Left: by all members, with nothing in flight; it does not end the group.
         """
         try:
             yield
             self.check()
+        except Left:
+            self.check()
+            raise
         except BaseException as error:
             reason = self._aborted
             peers_gone = is_communication_error(error) or any(link.broken() for link in self._links)

@@ -14,7 +14,7 @@ class Halt(IntEnum):
     """Why an order is not to go on; the greater one wins."""
 
     NONE = 0
-    TRUNCATED = 1  # its leader ends it at the next step boundary
+    TRUNCATED = 1  # its leader ends it at the next step boundary, or within the step where it yields
     RETURNED = 2  # handed back if it has not begun, else truncated: this executor stops, or has no scheduler
     ABORTED = 3  # its group is lost
 
@@ -22,7 +22,8 @@ class Halt(IntEnum):
 class Job:
     """An order of a session.
 
-    The event loop sets `halt` and `dropped`; the device thread looks at them between steps.
+    The event loop sets `halt` and `dropped`; the device thread looks at them between steps, and between
+    layers where the order yields.
     """
 
     def __init__(self, order: pb.Order, session: Session) -> None:
@@ -58,6 +59,11 @@ class Job:
     def slots(self) -> set[int]:
         """Slots of its group's members."""
         return {member.slot for member in self.order.group.members}
+
+    @property
+    def may_be_left(self) -> bool:
+        """Whether its running step may be left: it is to end, and its group is whole."""
+        return self.halt in (Halt.TRUNCATED, Halt.RETURNED)
 
     @property
     def meeting(self) -> tuple[int, tuple[Member, ...], str]:

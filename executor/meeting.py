@@ -118,8 +118,16 @@ class Meeting:
         return self._store.compare_set(self._answer, "", answer)
 
     def publish(self, key: str, value: bytes) -> None:
-        """The leader tells the others something."""
-        self._store.set(f"{self._prefix}say/{key}", value)
+        """The leader tells the others something. Once this returns, whoever asks is told."""
+        key = f"{self._prefix}say/{key}"
+        self._store.set(key, value)
+        # torch does not wait for the store to have done it; questions of one client are answered in turn.
+        self._store.check([key])
+
+    def peek(self, key: str) -> bytes | None:
+        """What the leader has told under this key; None: nothing yet."""
+        key = f"{self._prefix}say/{key}"
+        return bytes(self._store.get(key)) if self._store.check([key]) else None
 
     def read(
         self,

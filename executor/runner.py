@@ -2,20 +2,21 @@
 
 An order of several members begins when all of them have met with the request's state in hand, so that
 nobody waits in a collective for one who will not come. From then on the leader says before each step
-for which requests it is a go, and all stop at the same boundary. What goes wrong ends the order, never
-the thread.
+for which requests it is a go, and all stop at the same boundary, or, where the order yields, between the
+same two layers. What goes wrong ends the order, never the thread.
 """
 
 import functools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 
 import torch
 from PIL import Image
 
+from executor import attention
 from executor.calibration import Calibration
 from executor.courier import Courier
 from executor.encodings import Encodings
@@ -27,6 +28,7 @@ from executor.pipelines import Pipeline
 from executor.pipelines.base import check_batch
 from executor.roles import DECODE, DENOISE, ENCODE
 from executor.wake import Wake
+from executor.yielding import Exit, Left
 from tetriserve.logs import Logger
 from tetriserve.v1 import executor_pb2 as pb
 from tetriserve.v1 import types_pb2 as types
@@ -162,7 +164,14 @@ class Runner(threading.Thread):
                 going = _going(job, group, step)
                 if not going:
                     break
-                stepped = self._pipeline.step([states[index] for index in going], group)
+                try:
+                    with attention.between_layers(self._look(job, group, step)):
+                        stepped = self._pipeline.step([states[index] for index in going], group)
+                except Left as place:
+                    log.debug("step left", order=job.order.id, step=step, at=place)
+                    # The device may still be at layers before it.
+                    wake.add(group.check)
+                    break
                 for index, state in zip(going, stepped, strict=True):
                     states[index] = state
                 wake.add(functools.partial(end, step, going, states.copy()))
@@ -177,6 +186,12 @@ class Runner(threading.Thread):
                 if group.leads and state.step > part.first_step:
                     pack = functools.partial(pack_latent, state)
                     self._courier.checkpoint(job, part.request_id, state.step, pack)
+
+    def _look(self, job: Job, group: Group, step: int) -> Callable[[], None] | None:
+        """What looks between the layers of a step whether to leave it; None: its order does not yield."""
+        if not job.order.yields:
+            return None
+        return Exit(group, step, lambda: job.may_be_left, Wake(self._pipeline.device)).look
 
     def _preview(self, job: Job, part: pb.Part, before: State, after: State) -> None:
         if part.preview_every and after.step % part.preview_every == 0 and not after.done:

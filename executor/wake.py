@@ -26,14 +26,14 @@ class Wake:
     def __init__(
         self, device: torch.device, depth: int | None = None, mark: Callable[[], Mark] | None = None
     ) -> None:
-        self._depth = depth if depth is not None else int(device.type == "cuda")
+        self.depth = depth if depth is not None else int(device.type == "cuda")
         self._mark = mark or (lambda: _mark(device))
         self._open: deque[tuple[Mark, Callable[[], None]]] = deque()
 
     def add(self, end: Callable[[], None]) -> None:
         """A step has been launched; `end` is called once it is done. Ends those that are too far behind."""
         self._open.append((self._mark(), end))
-        self._shorten(self._depth)
+        self._shorten(self.depth)
 
     def drain(self) -> None:
         """Wait for all steps, and end them."""
