@@ -68,7 +68,9 @@ def test_knobs_matter():
     base = ["simulate", "--policy", "edf", *SHORT, "--rate", 24]
     plain = figures(*base)
     assert figures(*base, "--slo-scale", 3)["sar"] > plain["sar"]
-    assert figures(*base, "--switch-ms", 100)["switches"] < plain["switches"]
+    costly = figures(*base, "--switch-ms", 400)
+    assert costly["gpu_seconds_per_on_time"] > plain["gpu_seconds_per_on_time"]
+    assert costly["switches"] < plain["switches"]
     assert figures(*base, "--charge-decisions", 0.2)["latency_s"]["p50"] > plain["latency_s"]["p50"]
     assert figures(*base, "--late", "drop")["ended"]["dropped"] > 0
     assert figures(*base, "--gpus", 2)["sar"] < plain["sar"]
