@@ -177,7 +177,7 @@ def test_ctrl_c_is_whose_it_was():
 def test_a_solver_without_an_answer_leaves_the_heuristic_standing():
     moment = problem(3, 10, 8)
 
-    def silent(program: Program, _more, _start: frozenset[int], _seconds: float) -> Solution:
+    def silent(program: Program, _more, _start: frozenset[int], *_limits: float) -> Solution:
         return Solution(None, float(sum(gain for gain in program.gains if gain > 0)), "unknown")
 
     plan = exact(silent, 0.0)(moment, PATIENT)

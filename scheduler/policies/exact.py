@@ -19,18 +19,19 @@ from scheduler.policies.mix import TOLERANCE
 from scheduler.policies.search import give_up, hurry, improve, join, promote
 from scheduler.problem import Decision, Plan, Policy, Problem
 
-Solver = Callable[[Program, Sequence[Row], frozenset[int], float], Solution]
-"""Program, more rows, works that are on time in a solution to begin with, and seconds: what was found."""
+Solver = Callable[[Program, Sequence[Row], frozenset[int], float, float], Solution]
+"""Program, more rows, works that are on time in a solution to begin with, seconds, and the share of a
+decision's effort: what was found."""
 
 SEARCH_EFFORT = 400
 """Placements to spend on a better line-up before the solver is asked."""
 MOVES = (join, hurry, promote, give_up)
 JUST_NOW_S = 0.05
 """Arrivals of so long ago have their first plan now."""
-MAX_WORKS = 24
+MAX_WORKS = 12
 """With more requests that could be on time, the solver would not get far in the time there is."""
-MAX_SHARING = 12
-"""With more, it is not asked whether batches could bring in another: that proof takes as long again."""
+LEAST_EFFORT = 0.2
+"""Share of a decision's effort without which no solver gets anywhere."""
 SPARES_S = (0.0, 0.15, 0.4)
 """Kept free before deadlines in one program after the other, until an answer can be run in whole steps."""
 
@@ -102,24 +103,25 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float) -> _Answer:
         return answer
     # Decodings are not in the program: they are placed first.
     apart = sum(work.request.weight for work in order if not work.steps)
+    effort = 1.0
     for spare_s in SPARES_S:
         began = time.perf_counter()
         program = build(board, order, spare_s)
         built = time.perf_counter()
         answer.build_s += built - began
-        if built >= until or not program.works:
+        if built >= until or not program.works or effort < LEAST_EFFORT:
             break
         kept = frozenset(z for z, work in enumerate(program.works) if work.request.id in best.finish)
-        solution = solver(program, [program.more_than(on_time(best) - apart)], kept, until - built)
+        more = program.more_than(on_time(best) - apart)
+        solution = solver(program, [more], kept, until - built, effort)
+        effort -= solution.effort
         answer.solve_s += time.perf_counter() - built
         if spare_s == 0:
             # Only this program is a relaxation, and where steps can be shared another one.
             limit = solution
             if sharing(order):
                 began = time.perf_counter()
-                limit = _limit(
-                    solver, board, order, program.more_than(on_time(best) - apart), until, solution
-                )
+                limit = _limit(solver, board, order, more, until, solution, effort)
                 answer.solve_s += time.perf_counter() - began
             answer.status = limit.status
             if limit.status == "infeasible":
@@ -138,13 +140,19 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float) -> _Answer:
 
 
 def _limit(
-    solver: Solver, board: Board, order: Sequence[Work], more: Row, until: float, alone: Solution
+    solver: Solver,
+    board: Board,
+    order: Sequence[Work],
+    more: Row,
+    until: float,
+    alone: Solution,
+    effort: float,
 ) -> Solution:
     """Whether a plan with batches could have `more`, where plans without could as `alone` says."""
     left = until - time.perf_counter()
-    if alone.status != "infeasible" or len(order) > MAX_SHARING or left <= 0:
+    if alone.status != "infeasible" or left <= 0 or effort < LEAST_EFFORT:
         return Solution(None, math.inf, "feasible")
-    return solver(build(board, order, batches=True), [more], frozenset(), left)
+    return solver(build(board, order, batches=True), [more], frozenset(), left, effort)
 
 
 def _possible(lineup: Lineup) -> float:

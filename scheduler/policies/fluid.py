@@ -77,11 +77,15 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Values of all columns, if any were found; `bound` is on the objective."""
+    """Values of all columns, if any were found; `bound` is on the objective.
+
+    `effort` is the share of a decision's effort that it took, 0 where a solver has no measure but time.
+    """
 
     values: tuple[float, ...] | None
     bound: float
     status: str
+    effort: float = 0.0
 
 
 def build(board: Board, works: Sequence[Work], spare_s: float = 0.0, batches: bool = False) -> Program:

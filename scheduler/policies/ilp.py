@@ -35,7 +35,12 @@ def ilp(solver: str = "cbc") -> Policy:
 
 
 def solve(
-    program: Program, more: Sequence[Row], start: frozenset[int], seconds: float, solver: str = "cbc"
+    program: Program,
+    more: Sequence[Row],
+    start: frozenset[int],
+    seconds: float,
+    _effort: float = 1.0,
+    solver: str = "cbc",
 ) -> Solution:
     """Solve a program with `more` rows, beginning with those of `start` (of its works) on time."""
     # Variables: on time or not, and milliseconds, which may be fractions here.
