@@ -53,8 +53,10 @@ def take_back(lineup: Lineup) -> tuple[str, ...]:
     for r in under_way:
         piece, slots = own[r.request.id], mask_of(r.slots)
         goes_on = piece is not None and piece.block == slots
-        can_wait = r.yields and r.ends <= lineup.board.problem.horizon
-        kept = not can_wait and lineup.reserved(r.slots) < r.until
+        until, horizon = r.until, lineup.board.problem.horizon
+        if r.yields and r.ends <= horizon:
+            until = min(until, horizon)  # later plans are in time for what is later
+        kept = lineup.reserved(r.slots) < until
         if r.request.id in shared or (not goes_on and (slots & given or kept)):
             found.append(r.request.id)
         else:
