@@ -127,6 +127,14 @@ def test_but_not_to_who_is_only_faster_with_them(policy):
     assert (order.request_ids, order.slots) == (("new",), (2, 3))
 
 
+@pytest.mark.parametrize("policy", ["edf", "cp-sat", "ilp"])
+def test_a_group_that_runs_late_work_may_have_a_member_that_takes_no_more_orders(policy):
+    problem = moment((2, 3), deadline=1.7)
+    plan = resolve(policy)(replace(problem, gpus=problem.gpus[:3]), 10.0)
+    (order,) = plan.assignments
+    assert (order.request_ids, order.slots, plan.interrupted) == (("new",), (0, 1), ())
+
+
 def alone(size: int, late: int, layers: int = 40) -> Problem:
     """Idle GPUs, and late work that waits for them."""
     requests = tuple(

@@ -326,8 +326,9 @@ class Lineup:
     # Books.
 
     def reserved(self, slots: Iterable[int]) -> float:
-        """When the first reservation on one of the slots begins."""
-        return min(self._reserved[slot] for slot in slots)
+        """When the first reservation on one of the slots begins; those that take no more orders have none."""
+        known = self.board.layout.slots
+        return min((self._reserved[slot] for slot in slots if slot in known), default=math.inf)
 
     def _startable(self, work: Work) -> bool:
         """Whether the work can be given an order now and has none yet."""
