@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from scheduler.pledges import Offer
-from scheduler.problem import Request, Stage
 from scheduler.quote import can_meet, quote
 from scheduler.rounds import Rounds
 from scheduler.tracking import Submission
@@ -61,10 +60,8 @@ def judge(
         if offer.witness is not None:
             return Verdict(True, offer)
         return Verdict(unpromised, earliest_s=offer.earliest_s)
-    s, due = submission, (now if arrived_at is None else arrived_at) + submission.deadline_s
-    steps = rounds.work(s.steps)
-    request = Request(s.id, s.width, s.height, Stage.ENCODING, steps, now, now, due, s.weight)
+    request = rounds.arriving(now, submission, arrived_at)
     parts = [moment for _, moment in rounds.best_parts(now, request)]
     if not parts or any(can_meet(moment, request) for moment in parts):
         return Verdict(True)
-    return Verdict(False, earliest_s=quote(parts[0], s.width, s.height, steps).earliest_s)
+    return Verdict(False, earliest_s=quote(parts[0], request.width, request.height, request.steps).earliest_s)

@@ -80,9 +80,8 @@ class Paces:
     def __init__(self, base: Profile) -> None:
         self.base = base
         self._of: dict[str, Pace] = {}
-        self._alone: dict[
-            tuple[int, int, int], float
-        ] = {}  # steps at degree 1, as the first node measured them
+        self._alone: dict[tuple[int, int, int], float] = {}
+        """Steps at degree 1, as the first node measured them."""
 
     def joins(self, node: str, measured: Iterable[StepTime]) -> bool:
         """What a node has measured itself, against the first that did; whether its profile has changed."""

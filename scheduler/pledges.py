@@ -38,8 +38,8 @@ class Pledges:
         self._nodes = view.nodes
         self._witness: dict[str, Witness] = {}  # by request; of all together
 
-    def offer(self, parts: Iterable[tuple[str | None, Problem]], request: Request, wait: float) -> Offer:
-        """Whether the deadline of a request, `wait` seconds after its arrival, could be promised.
+    def offer(self, parts: Iterable[tuple[str | None, Problem]], request: Request) -> Offer:
+        """Whether the deadline of a request could be promised.
 
         `parts` are the problems that could take it, each with its node.
         """
@@ -48,7 +48,7 @@ class Pledges:
             moment = self._moment(problem)
             found = admit(moment, request)
             if found is not None:
-                return Offer(wait, home, found)
+                return Offer(request.deadline - request.arrived_at, home, found)
             soonest = min(soonest, earliest(moment, request) + problem.margin_s)
         return Offer(soonest - request.arrived_at)
 

@@ -7,6 +7,7 @@ returns effects. Planning is three calls, so that a policy can run elsewhere and
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from scheduler.config import Config
 from scheduler.homes import Homes
@@ -134,21 +135,17 @@ class Rounds:
 
     def offer(self, now: float, submission: Submission, arrived_at: float | None = None) -> Offer:
         """Whether the deadline of a request could be promised beside those that have been."""
-        wait = math.inf if submission.deadline_s is None else submission.deadline_s
-        arrived_at = now if arrived_at is None else arrived_at
-        request = Request(
-            submission.id,
-            submission.width,
-            submission.height,
-            Stage.ENCODING,
-            self.work(submission.steps),
-            now,
-            arrived_at,
-            arrived_at + wait,
-            submission.weight,
-            promised=True,
+        request = replace(self.arriving(now, submission, arrived_at), promised=True)
+        return self._pledges.offer(self.best_parts(now, request), request)
+
+    def arriving(self, now: float, submission: Submission, arrived_at: float | None = None) -> Request:
+        """A submission as planning would see it if it were accepted now."""
+        s = submission
+        tracked = Tracked.new(s, now if arrived_at is None else arrived_at)
+        steps, arrived_at, deadline = self.work(s.steps), tracked.arrived_at, tracked.deadline
+        return Request(
+            s.id, s.width, s.height, Stage.ENCODING, steps, now, arrived_at, deadline, s.weight, lora=s.lora
         )
-        return self._pledges.offer(self.best_parts(now, request), request, wait)
 
     def best_parts(self, now: float, request: Request) -> list[tuple[str | None, Problem]]:
         """What is planned together and would take the request: the best few nodes, or all as one."""

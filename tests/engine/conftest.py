@@ -6,6 +6,8 @@ import torch
 from small_models import NAMES, write
 
 from bench.crew import Crew
+from executor.group import Group
+from executor.groups import Groups, Member
 
 # Cores are shared with the crew.
 torch.set_num_threads(1)
@@ -17,6 +19,14 @@ def crew() -> Iterator[Crew]:
     crew = Crew(4)
     yield crew
     crew.close()
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[Group]:
+    """A group of one: this process."""
+    groups = Groups()
+    yield groups.get(1, [Member(0, groups.store_address)], "alone")
+    groups.close()
 
 
 @pytest.fixture(scope="session")

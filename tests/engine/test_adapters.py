@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
+from drawing import draw
 from peft import LoraConfig
 from safetensors.torch import save_file
 from small_models import write
 
 from bench.crew import Crew, Worker
 from executor.adapters import AdapterError
-from executor.groups import Groups, Member
 from executor.image import ImageSpec
-from executor.latents import State, pack, unpack
+from executor.latents import pack, unpack
 from executor.pipelines import load
 from executor.registration import model_info
 
@@ -37,13 +37,6 @@ def tensors(transformer: torch.nn.Module, seed: int, rank: int = 4) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def group():
-    groups = Groups()
-    yield groups.get(1, [Member(0, groups.store_address)], "alone")
-    groups.close()
-
-
-@pytest.fixture(scope="module")
 def folder(models, tmp_path_factory) -> Path:
     """Three adapters: as it is; with alphas in diffusers' metadata; with alphas as tensors."""
     folder: Path = tmp_path_factory.mktemp("adapters")
@@ -61,13 +54,6 @@ def folder(models, tmp_path_factory) -> Path:
     save_file(alphas, folder / "alphas.safetensors")
     (folder / "README.md").write_text("not an adapter")
     return folder
-
-
-def draw(pipeline, image: ImageSpec, group) -> State:
-    state = pipeline.start(image, pipeline.encode(image))
-    while not state.done:
-        (state,) = pipeline.step([state], group)
-    return state
 
 
 def stock(

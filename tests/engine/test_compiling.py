@@ -3,12 +3,12 @@
 import pytest
 import torch
 from click.testing import CliRunner
+from drawing import draw
 from torch._dynamo.utils import counters
 
 from bench.crew import Crew, Worker
 from executor import command
 from executor.calibration import Calibration
-from executor.groups import Groups, Member
 from executor.image import ImageSpec
 from executor.latents import pack, unpack
 from executor.pipelines import load
@@ -22,20 +22,6 @@ IMAGES = [
     )
     for size in ((112, 144), (48, 80))
 ]
-
-
-@pytest.fixture
-def group():
-    groups = Groups()
-    yield groups.get(1, [Member(0, groups.store_address)], "alone")
-    groups.close()
-
-
-def draw(pipeline, image, group):
-    state = pipeline.start(image, pipeline.encode(image))
-    while not state.done:
-        (state,) = pipeline.step([state], group)
-    return state
 
 
 def draw_compiled(worker: Worker, folder: str, image: ImageSpec, slots: list[int], meeting: str):

@@ -4,31 +4,22 @@ import dataclasses
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from drawing import draw
 from PIL import ImageChops
 from small_models import PIXART, SD3, write
 
 from executor import attention
-from executor.groups import Group, Groups, Member
 from executor.image import ImageSpec
-from executor.latents import State
 from executor.pipelines import ModelError, Pipeline, base, load
 
 IMAGE = ImageSpec("a red house under a yellow sun", 112, 144, steps=5, seed=11)
-
-
-@pytest.fixture(scope="module")
-def group() -> Iterator[Group]:
-    """A group of one: this process."""
-    groups = Groups()
-    yield groups.get(1, [Member(0, groups.store_address)], "alone")
-    groups.close()
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +36,6 @@ def four(loaded) -> Pipeline:
 @pytest.fixture(scope="module")
 def six(loaded) -> Pipeline:
     return loaded("6 heads")
-
-
-def draw(pipeline: Pipeline, image: ImageSpec, group: Group) -> State:
-    state = pipeline.start(image, pipeline.encode(image))
-    while not state.done:
-        (state,) = pipeline.step([state], group)
-    return state
 
 
 def stock(folder: str, image: ImageSpec, output: str, dtype: torch.dtype = torch.float32):

@@ -12,20 +12,12 @@ from PIL import Image
 from executor import profiler
 from executor.builtin import SOURCE
 from executor.encodings import Encodings
-from executor.groups import Groups, Member
 from executor.image import ImageSpec
 from executor.latents import pack, unpack
 from executor.pipelines import load
 from executor.roles import DECODE, DENOISE, ENCODE, parse
 
 IMAGE = ImageSpec("a red house under a yellow sun", 112, 144, steps=3, seed=11)
-
-
-@pytest.fixture(scope="module")
-def group():
-    groups = Groups()
-    yield groups.get(1, [Member(0, groups.store_address)], "alone")
-    groups.close()
 
 
 @pytest.fixture(scope="module", params=["4 heads", "sd3", "pixart"])

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 import torch
+from drawing import draw
 
 from bench.crew import Crew, Worker
-from executor.groups import Groups, Member
 from executor.image import ImageSpec
 from executor.latents import pack, pack_latent, unpack, unpack_latent
 from executor.pipelines import load
@@ -15,20 +15,6 @@ from tetriserve.step_cache import computed
 
 IMAGE = ImageSpec("a red house under a yellow sun", 112, 144, steps=10, seed=11, guidance=3.0)
 EVERY = 2
-
-
-@pytest.fixture(scope="module")
-def group():
-    groups = Groups()
-    yield groups.get(1, [Member(0, groups.store_address)], "alone")
-    groups.close()
-
-
-def draw(pipeline, image, group):
-    state = pipeline.start(image, pipeline.encode(image))
-    while not state.done:
-        (state,) = pipeline.step([state], group)
-    return state
 
 
 @pytest.mark.parametrize("name", ["4 heads", "sd3", "pixart"])
