@@ -12,6 +12,7 @@ from scheduler import messages
 from scheduler.config import Config
 from scheduler.orders import Give, Order, Outcome, Report, Truncate
 from scheduler.policies import resolve
+from scheduler.policies.edf import CHEAP
 from scheduler.policies.spare import PATIENCE_S
 from scheduler.problem import Assignment, Gpu, Plan, Problem, Request, Running, Stage
 from scheduler.profile import LAYERS, Profile, StepTime, load, save
@@ -120,11 +121,32 @@ def test_late_work_gives_way_to_who_needs_its_gpus(policy):
 
 
 @pytest.mark.parametrize("policy", ["edf", "cp-sat", "ilp"])
-def test_but_not_to_who_is_only_faster_with_them(policy):
-    plan = resolve(policy)(moment((0, 1), deadline=1.7), 10.0)
-    assert plan.interrupted == ()
+@pytest.mark.parametrize(("extra", "gives_way"), [(CHEAP - 0.01, True), (CHEAP + 0.01, False)])
+def test_it_gives_way_to_who_is_only_faster_with_them_where_that_is_cheap(policy, extra, gives_way):
+    """Four GPUs take a share of `extra` GPU-seconds more than two."""
+    steps = [StepTime("step", 1024, 1024, 1, 1, STEP_S), StepTime("step", 1024, 1024, 2, 1, STEP_S / 2)]
+    steps.append(StepTime("step", 1024, 1024, 4, 1, STEP_S / 4 / (1 - extra)))
+    profile = Profile([*steps, *PROFILE.entries[len(ENTRIES) :]])
+    plan = resolve(policy)(replace(moment((0, 1), deadline=1.7), profile=profile), 10.0)
     (order,) = plan.assignments
-    assert (order.request_ids, order.slots) == (("new",), (2, 3))
+    assert order.request_ids == ("new",)
+    if gives_way:
+        assert (plan.interrupted, order.slots) == (("late",), (0, 1, 2, 3))
+    else:
+        assert (plan.interrupted, order.slots) == ((), (2, 3))
+
+
+@pytest.mark.parametrize("policy", ["edf", "cp-sat"])
+def test_who_may_be_on_time_is_not_interrupted_so_that_another_is_faster(policy):
+    """Another one, under way on two GPUs, needs all four from now on; the new one is content with two."""
+    problem = moment((0, 1), deadline=1.7)
+    (running,) = problem.running
+    late, new = problem.requests
+    other = replace(late, id="other", arrived_at=0.0, deadline=2.3, steps=5)
+    under_way = replace(running, request=replace(other, steps=10, ready_at=0.02), yields=False)
+    plan = resolve(policy)(replace(problem, requests=(other, new), running=(under_way,)), 10.0)
+    (order,) = plan.assignments
+    assert (plan.interrupted, order.request_ids, order.slots) == ((), ("new",), (2, 3))
 
 
 @pytest.mark.parametrize("policy", ["edf", "cp-sat", "ilp"])

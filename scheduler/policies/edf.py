@@ -9,10 +9,14 @@ from collections.abc import Iterable
 
 from scheduler.policies.batching import encode_first, share
 from scheduler.policies.board import Work
-from scheduler.policies.interrupt import take_back, yielding
+from scheduler.policies.interrupt import take_back, under_way, yielding
 from scheduler.policies.lineup import Lineup, Ranking, line_up, on_time
-from scheduler.policies.spare import fill
+from scheduler.policies.spare import give_hopeful, give_yielding
 from scheduler.problem import Decision, Plan, Policy, Problem
+
+CHEAP = 0.25
+"""Scale-up comes before work that gives way where at most this share of its GPU-seconds is extra: who is done
+early makes room for arrivals that nobody knows of."""
 
 
 def edf() -> Policy:
@@ -35,12 +39,16 @@ def by_deadline(works: Iterable[Work]) -> tuple[Work, ...]:
 
 
 def finish(lineup: Lineup, decision: Decision) -> Plan:
-    """The plan of a line-up, with GPUs that no deadline needs put to use: others' work, then scale-up.
+    """The plan of a line-up, with GPUs that no deadline needs put to use.
 
-    Who would wait all the same shares the steps of others, where the profile says that it pays.
+    First by who may be on time all the same, and by scale-up that costs little; then by work that gives way,
+    and by what else there is of scale-up. Who would wait all the same shares the steps of others, where the
+    profile says that it pays.
     """
+    give_hopeful(lineup)
+    lineup.widen(CHEAP, besides=under_way(lineup))
     interrupted = take_back(lineup)
-    fill(lineup)
+    give_yielding(lineup)
     lineup.widen()
     late = tuple(work.request.id for work in lineup.board.works if work.late)
     busy = {running.request.id for running in lineup.board.ended}

@@ -33,6 +33,11 @@ def yielding(problem: Problem) -> Board:
     return cut(problem, (running for running in problem.running if running.yields))
 
 
+def under_way(lineup: Lineup) -> int:
+    """GPUs that are free if orders that do not yield end early: only a deadline should make them."""
+    return mask_of(slot for r in lineup.board.ended if not r.yields for slot in r.slots)
+
+
 def take_back(lineup: Lineup) -> tuple[str, ...]:
     """Who of those that the line-up's board takes to have `ended` has to be interrupted for it.
 

@@ -287,17 +287,24 @@ class Lineup:
         self._hold(piece.block, piece.end)
         self._accept(piece)
 
-    def widen(self) -> None:
-        """Spend idle GPUs on orders of this round: the most time saved first."""
+    def widen(self, extra: float = 1.0, besides: int = 0) -> None:
+        """Spend idle GPUs, those `besides` aside, on orders of this round: the most time saved first.
+
+        Of the GPU-seconds that an order then takes at most the share `extra`, or `scale_up`, may be extra.
+        """
+        extra = min(extra, self.board.problem.scale_up)
+        ended = {running.request.id for running in self.board.ended}
         while True:
             best, best_saved = None, 0.0
-            for piece in self.pieces.values():
-                wider = None if piece.work.late else self._wider(piece)
+            for key, piece in self.pieces.items():
+                if piece.work.late or key in ended:
+                    continue
+                wider = self._wider(piece, self.free & ~besides)
                 if wider is None:
                     continue
                 step = piece.work.ladder.step
                 now, then = piece.block.bit_count(), wider.block.bit_count()
-                if now * step[now] < (1 - self.board.problem.scale_up) * then * step[then] - TOLERANCE:
+                if now * step[now] < (1 - extra) * then * step[then] - TOLERANCE:
                     continue
                 saved = (step[now] - step[then]) * piece.work.steps
                 saved -= self._lag_of(wider) - self._lag_of(piece)
@@ -387,12 +394,12 @@ class Lineup:
         end = begin + (work.encode if work.stage is Stage.ENCODING else work.decode)
         return Piece(work, block, 0, begin, end) if end <= limit + TOLERANCE else None
 
-    def _wider(self, piece: Piece) -> Piece | None:
+    def _wider(self, piece: Piece, free: int) -> Piece | None:
         """The same order on the next wider block, where that is idle and faster."""
         if piece.work.stage is not Stage.DENOISING or piece.guests:
             return None
         block = self.board.layout.parent.get(piece.block)
-        if block is None or (block & ~piece.block) & ~self.free:
+        if block is None or (block & ~piece.block) & ~free:
             return None
         if block.bit_count() not in piece.work.ladder.step:
             return None

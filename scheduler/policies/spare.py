@@ -1,12 +1,16 @@
-"""What to do with GPUs that no deadline needs: best-effort work, and work that will be late.
-
-Such work must not stand in the way of the next arrival, which may have no time to lose. It gives way in the
-middle of a step (`yielding.py`), but even that takes a moment. So it runs at degrees at which it is gone by
-the time that a newcomer has been encoded, and late work leaves a GPU idle for that.
+"""What to do with GPUs that no deadline needs: orders for who finds no way, best-effort work, and the late.
 
 What may still be on time does not give way. Its orders are short, and a degree whose steps are long is not
-used unless all are, or the request has waited for long. None of this is queued ahead.
+used unless all are, or the request has waited for long.
+
+Best-effort and late work must not stand in the way of the next arrival, which may have no time to lose. It
+gives way in the middle of a step (`yielding.py`), but even that takes a moment. So it runs at degrees at
+which it is gone by the time that a newcomer has been encoded, and late work leaves a GPU idle for that.
+None of this is queued ahead.
 """
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from scheduler.placement import mask_of
 from scheduler.policies.board import Work
@@ -16,36 +20,57 @@ from scheduler.yielding import leaving_s
 
 BLOCKING_S = 0.15
 """How long an order may keep a GPU from an arrival, at most; less where arrivals have less to lose."""
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 """Who has waited for this long takes no heed of arrivals that have less to lose than its steps take."""
 
 
-def fill(lineup: Lineup) -> None:
-    """Give orders on GPUs that are idle: best effort and doubtful before late, oldest first."""
+def give_hopeful(lineup: Lineup) -> None:
+    """Give orders on idle GPUs to who finds no way to be on time yet, oldest first."""
+    with _idle(lineup):
+        _share(lineup, [w for w in _waiting(lineup) if w.has_deadline and not w.late])
+
+
+def give_yielding(lineup: Lineup) -> None:
+    """Give orders on GPUs that are still idle to best-effort work, then to the late, oldest first."""
+    waiting = _waiting(lineup)
+    late = [work for work in waiting if work.late]
+    with _idle(lineup):
+        _share(lineup, [work for work in waiting if not work.has_deadline])
+        last = 1 << max(0, lineup.free.bit_length() - 1) & lineup.free
+        lineup.free &= ~last
+        some = sum(_give(lineup, work, lineup.free.bit_count()) for work in late)
+        lineup.free |= last
+        if not some and not any(running.yields for running in lineup.board.problem.running):
+            # Better on all than not at all.
+            any(_give(lineup, work, lineup.free.bit_count()) for work in late)
+
+
+@contextmanager
+def _idle(lineup: Lineup) -> Iterator[None]:
+    """Only GPUs on which nothing runs can be given orders meanwhile."""
+    problem = lineup.board.problem
+    idle = mask_of(gpu.slot for gpu in problem.gpus if gpu.free_at <= problem.now)
+    apart, lineup.free = lineup.free & ~idle, lineup.free & idle
+    yield
+    lineup.free |= apart
+
+
+def _waiting(lineup: Lineup) -> list[Work]:
+    """Who has nothing and could begin now, oldest first."""
     board = lineup.board
-    now = board.problem.now
     busy = {running.request.id for running in board.ended}
-    waiting = [
+    found = [
         work
         for work in board.works
-        if work.ready <= now and work.request.id not in busy and _is_spare(lineup, work)
+        if work.ready <= board.problem.now and work.request.id not in busy and _is_spare(lineup, work)
     ]
-    waiting.sort(key=lambda work: (work.request.arrived_at, work.request.id))
-    others = [work for work in waiting if not work.late]
-    idle = mask_of(gpu.slot for gpu in board.problem.gpus if gpu.free_at <= now)
-    apart, lineup.free = lineup.free & ~idle, lineup.free & idle
-    for index, work in enumerate(others):
-        _give(lineup, work, lineup.free.bit_count() // (len(others) - index))
-    late = [work for work in waiting if work.late]
-    last = 1 << max(0, lineup.free.bit_length() - 1) & lineup.free
-    lineup.free &= ~last
-    some = sum(_give(lineup, work, lineup.free.bit_count()) for work in late)
-    if not some and not any(running.yields for running in board.problem.running):
-        # Better on all than not at all.
-        lineup.free |= last
-        any(_give(lineup, work, lineup.free.bit_count()) for work in late)
-        last = 0
-    lineup.free |= apart | last
+    return sorted(found, key=lambda work: (work.request.arrived_at, work.request.id))
+
+
+def _share(lineup: Lineup, works: Sequence[Work]) -> None:
+    """Deal the GPUs out fairly."""
+    for index, work in enumerate(works):
+        _give(lineup, work, lineup.free.bit_count() // (len(works) - index))
 
 
 def _is_spare(lineup: Lineup, work: Work) -> bool:
