@@ -23,7 +23,7 @@ Solver = Callable[[Program, Sequence[Row], frozenset[int], float, float], Soluti
 """Program, more rows, works that are on time in a solution to begin with, seconds, and the share of a
 decision's effort: what was found."""
 
-SEARCH_EFFORT = 400
+SEARCH_EFFORT = 200
 """Placements to spend on a better line-up before the solver is asked."""
 MOVES = (join, hurry, promote, give_up)
 JUST_NOW_S = 0.05
