@@ -192,6 +192,7 @@ def _run(
                         console.print(f"not measured: {title}: {row.why}", highlight=False, soft_wrap=True)
                     else:
                         file.add(row)
+                file.add_layer(pipeline.layers)
         except Gone as error:
             raise ValueError(str(error)) from None
     if output is None:

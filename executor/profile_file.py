@@ -7,6 +7,7 @@ import io
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from executor.profile_cache import Key
@@ -32,6 +33,7 @@ class ProfileFile:
         self._path = path
         self._model = model
         self._key = key
+        self._measured: list[Measurement] = []
         self._rows: list[dict[str, object]] = []
 
     def __len__(self) -> int:
@@ -39,10 +41,14 @@ class ProfileFile:
 
     def add(self, row: Measurement) -> None:
         """Append a row, with the date and the machine's load of this moment."""
+        self._measured.append(row)
+        self._add(row, row.kind)
+
+    def _add(self, row: Measurement, kind: str) -> None:
         source = provenance(self._model, self._key)
         self._rows.append(
             {
-                "kind": row.kind,
+                "kind": kind,
                 "width": row.width,
                 "height": row.height,
                 "degree": row.degree,
@@ -59,6 +65,13 @@ class ProfileFile:
             draft = self._path.with_name(self._path.name + ".tmp")
             draft.write_text(self.text())
             draft.replace(self._path)
+
+    def add_layer(self, layers: int) -> None:
+        """Append what one of so many layers takes, an equal share of the first step that was measured."""
+        step = next((row for row in self._measured if row.kind == "step"), None)
+        if step is not None:
+            share = f"one of {layers} layers of a step of {step.seconds:.6g} s"
+            self._add(replace(step, seconds=step.seconds / layers, derivation=share), "layer")
 
     def text(self) -> str:
         """The file."""

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from bench.runs import profile as read
 from executor.calibration import Wish
 from executor.command import main
+from executor.pipelines import load as load_model
 from executor.profile_command import LINKS
 from executor.profiler import Effort
 from executor.survey import Failed, Gone, Members, Setup, Skipped, survey, wishes
@@ -38,16 +39,18 @@ def test_degrees_are_measured_by_as_many_processes_and_the_scheduler_can_read_it
         *("--repeats", 3, "--warm-up", 1, "-o", file),
     )
     assert done.returncode == 0, done.stderr
-    assert "11 rows" in done.stderr
+    assert "12 rows" in done.stderr
     found = load(file)
     assert {(e.kind, e.width, e.height, e.degree, e.batch) for e in found.entries} == {
         ("encode", 0, 0, 1, 1),
         *(("decode", w, h, 1, 1) for w, h in [(64, 64), (112, 144)]),
         *(("step", w, h, d, b) for w, h in [(64, 64), (112, 144)] for d in (1, 2) for b in (1, 2)),
+        ("layer", 64, 64, 1, 1),
     }
+    assert found.layers == pytest.approx(load_model(models["4 heads"]).layers, rel=1e-4)
     assert found.max_degree == 2
     for entry in found.entries:
-        assert entry.basis == "measured"
+        assert entry.basis == ("derived" if entry.kind == "layer" else "measured")
         for word in ("4 heads", "float32", "1 thread", "torch 2", "diffusers", "xfuser", "load", "20"):
             assert word in entry.source
     assert read(str(file)).step(64, 64, 2) == found.step(64, 64, 2)
@@ -63,7 +66,7 @@ def test_shares_are_derived_by_a_link(models, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     file = tmp_path / "profile.csv"
     file.write_text(done.stdout)
-    alone, share = load(file).entries
+    alone, share, _ = load(file).entries
     assert (alone.basis, share.basis) == ("measured", "derived")
     assert (share.degree, share.batch) == (4, 1)
     assert "by the model of pcie" in share.source
