@@ -10,6 +10,8 @@ from bench import plots
 from bench.compare import HEADER, LEGEND, lines
 from bench.compare import cells as as_text
 from bench.matrix import POLICIES, Cell, cells, default_profile_cells, quick_cells
+from bench.overview import LEGEND as GLANCE
+from bench.overview import overview
 from bench.trials import BOUND, Record, Trial, perform_all
 from scheduler.policies import resolve
 
@@ -80,15 +82,14 @@ def _tables(
     """A file for each group, so that one can be run again without the others."""
     workload = found[0].setting.workload
     how = f"{drawn} {workload.duration:g} s of arrivals on {found[0].setting.profile}."
-    text = [f"# {group}", "", how, "", LEGEND + " Means over seeds with 95 % intervals.", ""]
+    text = [f"# {group}", "", how + " Means over seeds with 95 % intervals.", ""]
+    text += ["## At a glance", "", GLANCE, "", *_table(*overview(found, by_cell)), "", LEGEND, ""]
     for cell in found:
-        text += [f"## {cell.name}", "", _row(HEADER), _row(["---"] * len(HEADER))]
-        text += [_row(as_text(line)) for line in lines(by_cell[cell.name])]
-        text.append("")
+        text += [f"## {cell.name}", "", *_table(HEADER, *map(as_text, lines(by_cell[cell.name]))), ""]
     path = folder / f"{group.replace(' ', '-')}.md"
     path.write_text("\n".join(text))
     return path
 
 
-def _row(texts: Sequence[str]) -> str:
-    return f"| {' | '.join(texts)} |"
+def _table(header: Sequence[str], *rows: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(texts)} |" for texts in (header, ["---"] * len(header), *rows)]
