@@ -142,10 +142,8 @@ class Rounds:
         """A submission as planning would see it if it were accepted now."""
         s = submission
         tracked = Tracked.new(s, now if arrived_at is None else arrived_at)
-        steps, arrived_at, deadline = self.work(s.steps), tracked.arrived_at, tracked.deadline
-        return Request(
-            s.id, s.width, s.height, Stage.ENCODING, steps, now, arrived_at, deadline, s.weight, lora=s.lora
-        )
+        steps, came, due = self.work(s.steps), tracked.arrived_at, tracked.deadline
+        return Request(s.id, s.width, s.height, Stage.ENCODING, steps, now, came, due, s.weight, lora=s.lora)
 
     def best_parts(self, now: float, request: Request) -> list[tuple[str | None, Problem]]:
         """What is planned together and would take the request: the best few nodes, or all as one."""
@@ -546,6 +544,7 @@ class Rounds:
         reached = min(report.held.get(tracked.id, -1) for report in flight.reports)
         if order.stage is Stage.DENOISING and reached >= part.first_step:
             tracked.steps_done = reached
+            tracked.in_vain = reached == part.first_step
         effects: list[Effect] = []
         staying = any(s in self.slots and not self.slots[s].leaving for s in order.slots)
         if staying and reached >= part.first_step:

@@ -62,6 +62,7 @@ class Tracked:
     gpu_seconds: float = 0.0
     failures: int = 0
     alone: bool = False
+    in_vain: bool = False  # its last order ended before any of its steps was done
     checkpoint: int = 0  # steps behind the latest checkpoint; 0: none
     spans: list[Span] = field(default_factory=list)
     # What is not ordered yet, and who holds its state when all that is ordered has run.

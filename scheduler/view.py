@@ -223,7 +223,8 @@ class View:
                 steps = left(self.computed(tracked.submission.steps), part.first_step + step)
                 rest = self.outstanding(tracked, self.never(now))
                 rest = replace(rest, stage=Stage.DENOISING, steps=steps, ready_at=ends, slots=order.slots)
-                yield Running(rest, order.slots, ends, tracked.flights[-1].end, order.yields)
+                until, in_vain = tracked.flights[-1].end, tracked.in_vain and not flight.steps_reported
+                yield Running(rest, order.slots, ends, until, order.yields, in_vain)
 
     def may_give(self, assignment: Assignment) -> bool:
         """Whether an assignment can still become an order."""

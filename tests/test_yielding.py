@@ -150,6 +150,94 @@ def test_who_may_be_on_time_is_not_interrupted_so_that_another_is_faster(policy)
 
 
 @pytest.mark.parametrize("policy", ["edf", "cp-sat", "ilp"])
+def test_who_was_left_for_nothing_before_is_not_left_so_that_another_is_faster(policy):
+    problem = moment((0, 1), deadline=1.7)
+    (running,) = problem.running
+    assert resolve(policy)(problem, 10.0).interrupted == ("late",)
+    problem = replace(problem, running=(replace(running, in_vain=True),))
+    plan = resolve(policy)(problem, 10.0)
+    (order,) = plan.assignments
+    assert (plan.interrupted, order.slots) == ((), (2, 3))
+
+
+def test_an_order_was_in_vain_until_a_step_has_been_done():
+    core, order = core_with(None)
+    assert core.snapshot(0.2).running[0].in_vain is False
+    give(core, 0.2, interrupted=("r",))
+    for slot in (0, 1):
+        core.order_done(0.23, order.id, Report(slot, Outcome.OK, {"r": 0}, 0.23))
+    effects = give(core, 0.3, denoising("r", (0, 1), 3, 0.3))
+    (order,) = [effect.order for effect in effects if isinstance(effect, Give)]
+    assert core.snapshot(0.4).running[0].in_vain is True
+    core.step_done(0.7, order.id)
+    assert core.snapshot(0.75).running[0].in_vain is False
+
+
+def test_late_work_beside_others_that_could_be_faster_gets_on():
+    """Others come every 2 s, would take 1.6 s on all GPUs, and have time enough on two."""
+    arrivals = [Arrival(0.0, Submission("late", 1024, 1024, 20, 0.1))]
+    arrivals += [Arrival(0.01 + 2.0 * n, Submission(f"r{n}", 1024, 1024, 8, 6.0)) for n in range(30)]
+    outcomes = Simulation(resolve("edf"), PROFILE, 4, arrivals, config=Config(round_s=0.25, lead_s=0.1)).run()
+    late, *others = outcomes.requests
+    assert all(tracked.finished_at <= tracked.deadline for tracked in others)
+    assert late.finished_at < 45
+    lost = outcomes.tally.steps_lost["late"]
+    assert lost <= 20, "one for each that is done, at most"
+
+
+def one_left(free_at: float, deadline: float, running: tuple[Running, ...] = ()) -> Problem:
+    """A request with one step of 0.4 s left on GPUs 2 and 3; the other two are free later."""
+    request = Request("r", 1024, 1024, Stage.DENOISING, 1, 0.0, -1.0, deadline, slots=(2, 3))
+    gpus = tuple(Gpu(slot, free_at if slot < 2 else 0.0) for slot in range(4))
+    return Problem(0.0, 0.3, 0.8, gpus, (request,), PROFILE, running=running)
+
+
+@pytest.mark.parametrize("policy", ["edf", "edf-best-fit"])
+def test_an_order_is_not_widened_where_it_would_end_later(policy):
+    (order,) = resolve(policy)(one_left(0.25, deadline=0.41), 10.0).assignments
+    assert (order.slots, order.end) == ((2, 3), pytest.approx(0.4))
+    (order,) = resolve(policy)(one_left(0.15, deadline=0.41), 10.0).assignments
+    assert (order.slots, order.end) == ((0, 1, 2, 3), pytest.approx(0.35))
+
+
+def test_an_order_begins_where_a_gpu_is_free():
+    """Its own GPU is a moment late for a deadline that another one meets."""
+    request = Request("r", 1024, 1024, Stage.DENOISING, 1, 0.0, -1.0, STEP_S + 0.003, slots=(3,))
+    gpus = tuple(Gpu(slot, 0.007 if slot == 3 else 0.0) for slot in range(4))
+    problem = Problem(0.0, 0.1, 0.8, gpus, (request,), PROFILE, scale_up=0.0)
+    (order,) = resolve("edf")(problem, 10.0).assignments
+    assert (order.degree, order.begin) == (1, 0.0)
+    assert order.slots != (3,)
+
+
+def test_what_scale_up_adds_is_counted_from_the_degree_that_was_planned():
+    """Of either doubling a fifth is extra, of both together 36 %."""
+    seconds = {1: STEP_S, 2: STEP_S / 2 / 0.8, 4: STEP_S / 4 / 0.64}
+    steps = [StepTime("step", 1024, 1024, degree, 1, step) for degree, step in seconds.items()]
+    profile = Profile([*steps, *PROFILE.entries[len(ENTRIES) :]])
+    request = Request("r", 1024, 1024, Stage.DENOISING, 4, 0.0, 0.0, 60.0, slots=(0,))
+    gpus = tuple(Gpu(slot, 0.0) for slot in range(4))
+    for share, degree in [(0.1, 1), (0.3, 2), (0.4, 4)]:
+        problem = Problem(0.0, 0.1, 0.8, gpus, (request,), profile, scale_up=share)
+        (order,) = resolve("edf")(problem, 10.0).assignments
+        assert order.degree == degree
+
+
+def test_an_order_whose_step_is_overdue_is_not_taken_for_idle_gpus(monkeypatch):
+    """Only one of three can be on time; one of the others is under way, on GPUs that nobody else needs."""
+    monkeypatch.setattr("scheduler.policies.spare.BLOCKING_S", 1.0)
+    problem = moment((2, 3), deadline=1.7)
+    (running,) = problem.running
+    late, new = problem.requests
+    other = replace(late, id="other", arrived_at=0.0, deadline=2.3, steps=5)
+    third = replace(new, id="third", steps=8, deadline=1.75)
+    overdue = replace(running, request=replace(other, steps=10, ready_at=0.0), ends=0.0, yields=False)
+    plan = resolve("cp-sat")(replace(problem, requests=(other, new, third), running=(overdue,)), 10.0)
+    (order,) = plan.assignments
+    assert (plan.interrupted, order.request_ids, order.slots) == ((), ("new",), (0, 1))
+
+
+@pytest.mark.parametrize("policy", ["edf", "cp-sat", "ilp"])
 def test_a_group_that_runs_late_work_may_have_a_member_that_takes_no_more_orders(policy):
     problem = moment((2, 3), deadline=1.7)
     plan = resolve(policy)(replace(problem, gpus=problem.gpus[:3]), 10.0)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from scheduler.policies.batching import encode_first, share
 from scheduler.policies.board import Work
-from scheduler.policies.interrupt import take_back, under_way, yielding
+from scheduler.policies.interrupt import only_for_deadlines, take_back, yielding
 from scheduler.policies.lineup import Lineup, Ranking, line_up, on_time
 from scheduler.policies.spare import give_hopeful, give_yielding
 from scheduler.problem import Decision, Plan, Policy, Problem
@@ -46,7 +46,7 @@ def finish(lineup: Lineup, decision: Decision) -> Plan:
     profile says that it pays.
     """
     give_hopeful(lineup)
-    lineup.widen(CHEAP, besides=under_way(lineup))
+    lineup.widen(CHEAP, besides=only_for_deadlines(lineup))
     interrupted = take_back(lineup)
     give_yielding(lineup)
     lineup.widen()

@@ -33,9 +33,9 @@ def yielding(problem: Problem) -> Board:
     return cut(problem, (running for running in problem.running if running.yields))
 
 
-def under_way(lineup: Lineup) -> int:
-    """GPUs that are free if orders that do not yield end early: only a deadline should make them."""
-    return mask_of(slot for r in lineup.board.ended if not r.yields for slot in r.slots)
+def only_for_deadlines(lineup: Lineup) -> int:
+    """GPUs of orders that no scale-up may end: those that do not yield, or have been left for nothing."""
+    return mask_of(slot for r in lineup.board.ended if r.in_vain or not r.yields for slot in r.slots)
 
 
 def take_back(lineup: Lineup) -> tuple[str, ...]:

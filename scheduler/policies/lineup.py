@@ -39,6 +39,8 @@ class Piece:
     end: float
     longest: float = math.inf
     guests: tuple[Work, ...] = ()
+    chosen: int = 0
+    """The degree before it was widened; 0: it has not been."""
 
 
 class Aim(NamedTuple):
@@ -181,7 +183,12 @@ class Lineup:
             if ladder.switch:
                 begin += self._lag(work, block, held, begin, ready)
             openings.append((degree, begin))
-        return cheapest_path(ladder, steps, aim.due, openings, aim.narrowest), blocks
+        path = cheapest_path(ladder, steps, aim.due, openings, aim.narrowest)
+        if path is not None and self._ends[blocks[path.mix.wide]] > path.switch + TOLERANCE:
+            # Its own block is where its state is, and later; it begins on a part of a wider one.
+            wide = next(blocks[k] for k, at in openings if k > path.mix.wide and at <= path.switch)
+            blocks[path.mix.wide] = (wide & -wide) * ((1 << path.mix.wide) - 1)
+        return path, blocks
 
     def _reserve_path(self, work: Work, steps: int, ready: float, held: int, aim: Aim) -> bool:
         path, blocks = self._path(work, steps, ready, held, aim)
@@ -290,24 +297,26 @@ class Lineup:
     def widen(self, extra: float = 1.0, besides: int = 0) -> None:
         """Spend idle GPUs, those `besides` aside, on orders of this round: the most time saved first.
 
-        Of the GPU-seconds that an order then takes at most the share `extra`, or `scale_up`, may be extra.
+        Of the GPU-seconds that an order then takes at most the share `extra` may be extra, and no more than
+        `scale_up`, against the degree at which it was placed.
         """
         extra = min(extra, self.board.problem.scale_up)
         ended = {running.request.id for running in self.board.ended}
         while True:
             best, best_saved = None, 0.0
             for key, piece in self.pieces.items():
-                if piece.work.late or key in ended:
+                if piece.work.late or key in ended:  # what goes on comes later
                     continue
                 wider = self._wider(piece, self.free & ~besides)
                 if wider is None:
                     continue
                 step = piece.work.ladder.step
                 now, then = piece.block.bit_count(), wider.block.bit_count()
-                if now * step[now] < (1 - extra) * then * step[then] - TOLERANCE:
+                wider.chosen = piece.chosen or now
+                if wider.chosen * step[wider.chosen] < (1 - extra) * then * step[then] - TOLERANCE:
                     continue
                 saved = (step[now] - step[then]) * piece.work.steps
-                saved -= self._lag_of(wider) - self._lag_of(piece)
+                saved -= wider.begin + self._lag_of(wider) - piece.begin - self._lag_of(piece)
                 if saved > best_saved:
                     best, best_saved = wider, saved
             if best is None:

@@ -21,7 +21,7 @@ from scheduler.yielding import leaving_s
 BLOCKING_S = 0.15
 """How long an order may keep a GPU from an arrival, at most; less where arrivals have less to lose."""
 PATIENCE_S = 300.0
-"""Who has waited for this long takes no heed of arrivals that have less to lose than its steps take."""
+"""Who has waited for this long takes no heed of arrivals that have less to lose than it takes to stop it."""
 
 
 def give_hopeful(lineup: Lineup) -> None:
@@ -48,8 +48,9 @@ def give_yielding(lineup: Lineup) -> None:
 @contextmanager
 def _idle(lineup: Lineup) -> Iterator[None]:
     """Only GPUs on which nothing runs can be given orders meanwhile."""
-    problem = lineup.board.problem
+    problem, ended = lineup.board.problem, lineup.board.ended
     idle = mask_of(gpu.slot for gpu in problem.gpus if gpu.free_at <= problem.now)
+    idle &= ~mask_of(slot for running in ended for slot in running.slots)
     apart, lineup.free = lineup.free & ~idle, lineup.free & idle
     yield
     lineup.free |= apart
