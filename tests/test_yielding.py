@@ -205,7 +205,7 @@ def test_an_order_begins_where_a_gpu_is_free():
     steps = [StepTime("step", 1024, 1024, degree, 1, STEP_S / degree**0.8) for degree in (1, 2, 4)]
     profile = Profile([*steps, *PROFILE.entries[len(ENTRIES) :]])
     request = Request("r", 1024, 1024, Stage.DENOISING, 1, 0.0, -1.0, STEP_S + 0.003, slots=(3,))
-    gpus = tuple(Gpu(slot, 0.007 if slot == 3 else 0.0) for slot in range(4))
+    gpus = tuple(Gpu(slot, free_at) for slot, free_at in enumerate((0.0, 0.0, 0.5, 0.007)))
     problem = Problem(0.0, 0.1, 0.8, gpus, (request,), profile, scale_up=0.0)
     (order,) = resolve("edf")(problem, 10.0).assignments
     assert (order.degree, order.begin) == (1, 0.0)
