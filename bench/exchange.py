@@ -16,6 +16,8 @@ from scheduler.config import Config
 
 SCALE_UPS = (0.0, 0.25, 0.5, 1.0)
 AGE_BOUNDS = (60.0, 120.0, 300.0)
+MARKERS = "os^Dv"
+"""Of points of one colour."""
 HEADER = ("setting", "SAR, %", "GPU-s per hit", "late, s")
 
 
@@ -76,7 +78,7 @@ def _table(found: Sequence[tuple[Knob, Line]], path: Path) -> Path:
 
 
 def _plot(found: Sequence[tuple[Knob, Line]], path: Path) -> Path:
-    figure = new_figure(11, 4.2)
+    figure = new_figure(12.5, 4.2)
     panels = {
         "GPU-seconds per request on time": lambda line: line.gpu_seconds_per_on_time,
         "mean latency of the late, s": lambda line: line.late_latency_s,
@@ -85,14 +87,21 @@ def _plot(found: Sequence[tuple[Knob, Line]], path: Path) -> Path:
     for place, (label, figure_of) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(1, 2, place)
         for index, kind in enumerate(kinds):
-            chosen = [(k, line) for k, line in found if k.kind == kind and figure_of(line) is not None]
-            xs, ys = [figure_of(line).mean for _, line in chosen], [100 * line.sar.mean for _, line in chosen]
-            axes.scatter(xs, ys, color=f"C{index}", label=kind, marker="*" if index == 0 else "o", s=60)
-            for (knob, _), x, y in zip(chosen, xs, ys, strict=True):
-                note = knob.name.rpartition(", ")[2]
-                axes.annotate(note, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            chosen = [(knob, line) for knob, line in found if knob.kind == kind]
+            for (knob, line), marker in zip(chosen, "*" if index == 0 else MARKERS, strict=False):
+                x = figure_of(line)
+                # The first lies on top: others may be at the same place.
+                axes.scatter(
+                    [] if x is None else [x.mean],
+                    [] if x is None else [100 * line.sar.mean],
+                    color=f"C{index}",
+                    marker=marker,
+                    s=150 if index == 0 else 45,
+                    zorder=3 if index == 0 else 2,
+                    label=knob.name,
+                )
         axes.set_xlabel(label)
         axes.set_ylabel("requests on time, %")
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=8)
+    figure.axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return save(figure, path)
