@@ -33,7 +33,7 @@ class ProfileFile:
         self._path = path
         self._model = model
         self._key = key
-        self._measured: list[Measurement] = []
+        self._step: Measurement | None = None  # the first
         self._rows: list[dict[str, object]] = []
 
     def __len__(self) -> int:
@@ -41,7 +41,8 @@ class ProfileFile:
 
     def add(self, row: Measurement) -> None:
         """Append a row, with the date and the machine's load of this moment."""
-        self._measured.append(row)
+        if row.kind == "step":
+            self._step = self._step or row
         self._add(row, row.kind)
 
     def _add(self, row: Measurement, kind: str) -> None:
@@ -68,8 +69,7 @@ class ProfileFile:
 
     def add_layer(self, layers: int) -> None:
         """Append what one of so many layers takes, an equal share of the first step that was measured."""
-        step = next((row for row in self._measured if row.kind == "step"), None)
-        if step is not None:
+        if (step := self._step) is not None:
             share = f"one of {layers} layers of a step of {step.seconds:.6g} s"
             self._add(replace(step, seconds=step.seconds / layers, derivation=share), "layer")
 

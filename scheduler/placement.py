@@ -20,6 +20,11 @@ def mask_of(slots: Iterable[int]) -> int:
     return mask
 
 
+def narrowed(block: int, degree: int) -> int:
+    """The part of a block that has its leader and `degree` slots."""
+    return (block & -block) * ((1 << degree) - 1)
+
+
 class Layout:
     """The aligned blocks of a set of slots, each within one site (a node, or an island of one).
 

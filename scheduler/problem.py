@@ -92,8 +92,8 @@ class Running:
     """An order under way that could be made to end at its next step, at `ends`, not only at `until`.
 
     One that `yields` is left in the middle of a step, which is lost. `request` is what would be left of its
-    request then, the rest of the order included. `in_vain`: so was the
-    one before, and none of its steps has been done since.
+    request then, the rest of the order included. `in_vain`: so was the one before, and none of its steps has
+    been done since.
     """
 
     request: Request

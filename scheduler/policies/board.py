@@ -69,6 +69,8 @@ class Board:
     def __init__(self, problem: Problem, ended: tuple[Running, ...] = ()) -> None:
         self.problem = problem
         self.ended = ended
+        self.busy = frozenset(running.request.id for running in ended)
+        """Whose orders these are."""
         self.layout = layout_of(problem.gpus)
         self.free_at: list[float] = [math.inf] * (self.layout.slots[-1] + 1)
         for gpu in problem.gpus:

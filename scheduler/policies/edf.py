@@ -51,7 +51,7 @@ def finish(lineup: Lineup, decision: Decision) -> Plan:
     give_yielding(lineup)
     lineup.widen()
     late = tuple(work.request.id for work in lineup.board.works if work.late)
-    busy = {running.request.id for running in lineup.board.ended}
+    busy = lineup.board.busy
     assignments = encode_first(lineup.board.problem, lineup.assignments(), busy)
     assignments = share(lineup.board.problem, assignments, busy)
     return Plan(assignments, late, decision=decision, interrupted=interrupted)

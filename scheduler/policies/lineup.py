@@ -13,6 +13,7 @@ from operator import or_
 from types import MappingProxyType
 from typing import NamedTuple
 
+from scheduler.placement import narrowed
 from scheduler.policies.board import Board, Work
 from scheduler.policies.mix import TOLERANCE
 from scheduler.policies.path import Path, cheapest_path
@@ -187,7 +188,7 @@ class Lineup:
         if path is not None and self._ends[blocks[path.mix.wide]] > path.switch + TOLERANCE:
             # Its own block is where its state is, and later; it begins on a part of a wider one.
             wide = next(blocks[k] for k, at in openings if k > path.mix.wide and at <= path.switch)
-            blocks[path.mix.wide] = (wide & -wide) * ((1 << path.mix.wide) - 1)
+            blocks[path.mix.wide] = narrowed(wide, path.mix.wide)
         return path, blocks
 
     def _reserve_path(self, work: Work, steps: int, ready: float, held: int, aim: Aim) -> bool:
@@ -210,7 +211,7 @@ class Lineup:
         leader = block & -block
         self._hold(block, path.switch + mix.wide_steps * work.ladder.step[mix.wide])
         if mix.narrow_steps:
-            self._hold(leader * ((1 << mix.narrow) - 1), path.end)
+            self._hold(narrowed(block, mix.narrow), path.end)
         self._keep_decoder(work, leader, path.end)
         self.gpu_seconds += path.gpu_seconds
 
@@ -301,11 +302,10 @@ class Lineup:
         `scale_up`, against the degree at which it was placed.
         """
         extra = min(extra, self.board.problem.scale_up)
-        ended = {running.request.id for running in self.board.ended}
         while True:
             best, best_saved = None, 0.0
             for key, piece in self.pieces.items():
-                if piece.work.late or key in ended:  # what goes on comes later
+                if piece.work.late or key in self.board.busy:  # what goes on comes later
                     continue
                 wider = self._wider(piece, self.free & ~besides)
                 if wider is None:

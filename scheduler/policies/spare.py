@@ -59,11 +59,10 @@ def _idle(lineup: Lineup) -> Iterator[None]:
 def _waiting(lineup: Lineup) -> list[Work]:
     """Who has nothing and could begin now, oldest first."""
     board = lineup.board
-    busy = {running.request.id for running in board.ended}
     found = [
         work
         for work in board.works
-        if work.ready <= board.problem.now and work.request.id not in busy and _is_spare(lineup, work)
+        if work.ready <= board.problem.now and work.request.id not in board.busy and _is_spare(lineup, work)
     ]
     return sorted(found, key=lambda work: (work.request.arrived_at, work.request.id))
 
