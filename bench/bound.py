@@ -1,18 +1,21 @@
 """An upper bound on what any scheduler could do with a trace, even one that knows it beforehand.
 
 Who can be on time together is asked of a program in which steps are a fluid (`program.py`), for one busy
-period after another. Where its answer leaves next to no room, whole steps are looked at (`whole.py`): a set
-that they prove impossible is forbidden, and the program solved again. Places, changes of group, the lead,
-the margin and the decision time are left out, all of which only hurt a real scheduler; so is noise, so
-compare with runs without any. The solver's dual bound makes a time limit harmless: it loosens the bound, but
-never makes it wrong.
+period after another. A step that others can share takes as little of its GPUs as in the best batch for it
+(`batches.py`). Where the answer leaves next to no room, whole steps are looked at (`whole.py`): a set that
+they prove impossible is forbidden, and the program solved again. Places, changes of group, the lead, the
+margin and the decision time are left out, all of which only hurt a real scheduler; so is noise, so compare
+with runs without any. The solver's dual bound makes a time limit harmless: it loosens the bound, but never
+makes it wrong.
 """
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
+from bench.batches import least_shares
 from bench.program import Job, busy_periods, fluid
 from bench.simulator import Arrival
 from bench.whole import Conflicts
@@ -77,20 +80,32 @@ def bound(arrivals: Iterable[Arrival], profile: Profile, gpus: int, time_limit_s
 
 def _jobs(arrivals: Iterable[Arrival], profile: Profile, gpus: int) -> list[Job]:
     widest = min(profile.max_degree, 1 << (gpus.bit_length() - 1))
-    return [
-        Job(
-            id=s.id,
-            begin=arrival.at,
-            end=arrival.at + s.deadline_s,
-            encode=profile.encode(),
-            decode=profile.decode(s.width, s.height),
-            steps=s.steps,
-            weight=s.weight,
-            ladder=ladder(profile, s.width, s.height, widest),
-        )
+    wanted = [
+        (arrival.at, arrival.at + arrival.submission.deadline_s, arrival.submission)
         for arrival in arrivals
-        if (s := arrival.submission).deadline_s is not None
+        if arrival.submission.deadline_s is not None
     ]
+    windows: dict[Hashable, list[tuple[float, float]]] = defaultdict(list)
+    for begin, end, s in wanted:
+        windows[s.batch_key].append((begin, end))
+    jobs = []
+    for begin, end, s in wanted:
+        alike = sum(other < end and begin < until for other, until in windows[s.batch_key])
+        steps = ladder(profile, s.width, s.height, widest)
+        jobs.append(
+            Job(
+                id=s.id,
+                begin=begin,
+                end=end,
+                encode=profile.encode(),
+                decode=profile.decode(s.width, s.height),
+                steps=s.steps,
+                weight=s.weight,
+                ladder=steps,
+                shares=least_shares(profile, s.width, s.height, steps, alike),
+            )
+        )
+    return jobs
 
 
 def _solve(jobs: Sequence[Job], gpus: int, time_limit_s: float) -> tuple[float, bool, list[str]]:

@@ -19,7 +19,7 @@ from bench.show import progress_bar, show_bound, show_comparison, show_misses, s
 from bench.trials import BOUND, Trial, perform_all
 from scheduler import policies
 from scheduler.config import Config
-from tetriserve.options import POSITIVE
+from tetriserve.options import NOT_NEGATIVE, POSITIVE
 
 RESULTS = click.option(
     "--out",
@@ -207,6 +207,13 @@ def exchange(policy: str, others: list[str], seeds: int, jobs: int, folder: Path
 )
 @seed
 @click.option("--duration", type=POSITIVE, default=300.0, help="Seconds in which requests arrive.")
+@click.option(
+    "--bound-limit",
+    "bound_limit_s",
+    type=NOT_NEGATIVE,
+    default=20.0,
+    help="Time for the bound of each busy period, s; less loosens it, 0 leaves it out.",
+)
 @click.option("--jobs", type=click.IntRange(min=1), default=2, help="Processes.")
 @RESULTS
 def paper(
@@ -216,6 +223,7 @@ def paper(
     seeds: int,
     seed: int,
     duration: float,
+    bound_limit_s: float,
     jobs: int,
     folder: Path,
 ) -> None:
@@ -236,6 +244,7 @@ def paper(
             duration=duration,
             quick=quick,
             groups=groups,
+            bound_limit_s=bound_limit_s,
             progress=progress,
         )
     for path in written:

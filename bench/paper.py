@@ -37,24 +37,30 @@ def paper(
     duration: float,
     quick: bool,
     groups: Sequence[str],
+    bound_limit_s: float,
     progress: Callable[[int, int], None],
 ) -> list[Path]:
-    """Run what is not in the folder's records yet, then write tables and plots; the files written."""
+    """Run what is not in the folder's records yet, then write tables and plots; the files written.
+
+    The clairvoyant bound may take `bound_limit_s` for each busy period; 0: it is left out.
+    """
     found = list(quick_cells() if quick else cells(duration))
     if groups:
         found = [cell for cell in found if cell.group in groups]
     folder.mkdir(parents=True, exist_ok=True)
-    trials = [
-        Trial(cell.name, policy, seed, cell.setting)
-        for cell in found
-        for policy in [*policies, BOUND]
-        for seed in seeds
-    ]
+    trials = []
+    for cell in found:
+        trials += [Trial(cell.name, policy, seed, cell.setting) for policy in policies for seed in seeds]
+        if bound_limit_s:
+            trials += [Trial(cell.name, BOUND, seed, cell.setting, bound_limit_s) for seed in seeds]
     records = perform_all(trials, jobs, folder / RECORDS, progress)
     by_cell: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_cell[record["cell"]].append(record)
-    drawn = f"Seeds {seeds[0]} to {seeds[-1]}, {len(policies)} policies and the clairvoyant bound."
+    drawn = f"Seeds {seeds[0]} to {seeds[-1]}, {len(policies)} policies"
+    if bound_limit_s:
+        drawn += f" and the clairvoyant bound ({bound_limit_s:g} s for each busy period)"
+    drawn += "."
     written = [
         _tables(group, drawn, [cell for cell in found if cell.group == group], by_cell, folder)
         for group in dict.fromkeys(cell.group for cell in found)

@@ -6,7 +6,7 @@ time and any degree in the slots of its window.
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,10 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request as the bound sees it; times in seconds."""
+    """A request as the bound sees it; times in seconds.
+
+    `shares`: what a step takes of its GPUs' time at least, where others share it; by degree, else all of it.
+    """
 
     id: str
     begin: float
@@ -31,6 +34,7 @@ class Job:
     steps: int
     weight: float
     ladder: Ladder
+    shares: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def feasible(self) -> bool:
@@ -88,8 +92,8 @@ class Program:
     """One column a job first (z, on time), then seconds by job, slot and degree.
 
     `stages` has, of each job, the columns of its encoding and decoding by slot; `steps` those of its steps by
-    slot and degree. `lanes` has the columns of each slot by job, with the GPUs that each uses. `counts` are
-    columns of whole numbers besides z, with the most that each can be.
+    slot and degree. `lanes` has the columns of each slot by job, with the GPUs that each uses and the share
+    of their time. `counts` are columns of whole numbers besides z, with the most that each can be.
     """
 
     jobs: Sequence[Job]
@@ -97,7 +101,7 @@ class Program:
     slots: list[tuple[float, float]]
     stages: list[dict[int, int]]
     steps: list[dict[tuple[int, int], int]]
-    lanes: list[dict[int, list[tuple[int, int]]]]
+    lanes: list[dict[int, list[tuple[int, int, float]]]]
     rows: Rows
     columns: int
     counts: dict[int, int] = field(default_factory=dict)
@@ -147,11 +151,12 @@ class Program:
             size = 2
             while size <= self.gpus:
                 if self.gpus % size == 0:
-                    wide = [(c, k / size) for lane in by_job.values() for c, k in lane if k >= size]
+                    lanes = [entry for lane in by_job.values() for entry in lane]
+                    wide = [(c, share * k / size) for c, k, share in lanes if k >= size]
                     limit = self.gpus / size * length
-                    used = sum(found[c] * share for c, share in wide)
+                    used = sum(found[c] * blocks for c, blocks in wide)
                     for z, lane in by_job.items():
-                        narrow = [(c, 1.0) for c, k in lane if k < size]
+                        narrow = [(c, 1.0) for c, k, _ in lane if k < size]
                         if (s, z, size) in self.known or not narrow:
                             continue
                         if used + sum(found[c] for c, _ in narrow) > limit + 1e-6:
@@ -182,12 +187,12 @@ def fluid(jobs: Sequence[Job], gpus: int) -> Program:
             lane = program.lanes[s].setdefault(z, [])
             if job.encode + job.decode > 0:
                 stages[s] = program.column()
-                lane.append((stages[s], 1))
+                lane.append((stages[s], 1, 1.0))
             if slots[s][0] < job.steps_begin - TOLERANCE or slots[s][1] > job.steps_end + TOLERANCE:
                 continue
             for degree in job.ladder.degrees:
                 steps[s, degree] = program.column()
-                lane.append((steps[s, degree], degree))
+                lane.append((steps[s, degree], degree, job.shares.get(degree, 1.0)))
         # What is on time has all its steps and its other stages within its window ...
         rows.add([*((c, -1 / step[k]) for (_, k), c in steps.items()), (z, float(job.steps))], 0.0)
         if stages:
@@ -200,8 +205,8 @@ def fluid(jobs: Sequence[Job], gpus: int) -> Program:
     for (begin, end), by_job in zip(slots, program.lanes, strict=True):
         # ... and does one thing at a time.
         for z, lane in by_job.items():
-            rows.add([*((column, 1.0) for column, _ in lane), (z, begin - end)], 0.0)
+            rows.add([*((column, 1.0) for column, _, _ in lane), (z, begin - end)], 0.0)
         # All together use no more than there is.
-        everybody = [(column, float(degree)) for lane in by_job.values() for column, degree in lane]
-        rows.add(everybody, gpus * (end - begin))
+        lanes = [entry for lane in by_job.values() for entry in lane]
+        rows.add([(column, degree * share) for column, degree, share in lanes], gpus * (end - begin))
     return program

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from scheduler.config import Config
+from scheduler.flights import Flights
 from scheduler.homes import Homes
 from scheduler.nodes import Nodes
 from scheduler.orders import Abort, Changed, Effect, Give, Order, Outcome, Part, Release, Report, Truncate
@@ -38,14 +39,11 @@ class Rounds:
         self._view.profile = profile
         self._homes = Homes(self._view)
         self._pledges = Pledges(self._view)
-        self._flights: dict[int, Flight] = {}
+        self._flights = Flights(self._view, self.requests)
         self._order_id = 0
         self._epoch = 0
         self.roles: frozenset[Stage] = frozenset()
         self._all_encode = True  # who denoises
-        self._may_begin: dict[int, Flight] = {}
-        self._running: dict[int, Flight] = {}  # begun, and nothing planned after them yet
-        self._hanging: dict[int, Flight] = {}  # to be aborted
         self._planning: list[str] = []  # nodes
         self._dirty = False
         self._version = 0
@@ -181,7 +179,7 @@ class Rounds:
     @property
     def busy(self) -> bool:
         """Whether any order is out."""
-        return bool(self._flights)
+        return len(self._flights) > 0
 
     @property
     def lacking(self) -> tuple[Stage, ...]:
@@ -191,12 +189,12 @@ class Rounds:
     @property
     def measuring(self) -> bool:
         """Whether step times are being measured."""
-        return any(flight.order.measures for flight in self._flights.values())
+        return any(flight.order.measures for flight in self._flights)
 
     @property
     def preparing(self) -> bool:
         """Whether step times are being measured or groups are being warmed."""
-        return any(flight.order.stage is None for flight in self._flights.values())
+        return any(flight.order.stage is None for flight in self._flights)
 
     def order(self, order_id: int) -> Order | None:
         """An order that is out, or None."""
@@ -261,7 +259,7 @@ class Rounds:
             outcome = Outcome.ABORTED if flight.begun else Outcome.RETURNED
             seconds = now - flight.begun_at if flight.begun else 0.0
             report = Report(slot, outcome, seconds=seconds, error=f"executor {slot} was lost")
-            self._note(flight, report)
+            self._flights.note(flight, report)
         effects: list[Effect] = []
         peers = {peer for flight in flights for peer in flight.pending}
         for peer in peers:
@@ -292,7 +290,7 @@ class Rounds:
         flight = self._flights.get(order_id)
         if flight is None or report.slot not in flight.pending:
             return []
-        self._note(flight, report)
+        self._flights.note(flight, report)
         self._nodes.touch_slots(flight.order.slots)
         return self._settle(now, flight) + self._touch(now)
 
@@ -304,7 +302,7 @@ class Rounds:
         """Order groups that are cold to be used once, where `warm_groups` says so."""
         if not self.warm_groups:
             return []
-        under_way = {flight.order.slots for flight in self._flights.values() if flight.order.stage is None}
+        under_way = {flight.order.slots for flight in self._flights if flight.order.stage is None}
         effects: list[Effect] = []
         for slots in self._view.warmth.cold(self.layout, under_way):
             effects += self._give(now, self._order(slots), WARM_UP_S)
@@ -316,25 +314,21 @@ class Rounds:
         """When to plan next, or to call `tick`; infinity: after the next event."""
         if self._dirty:
             return now
-        times = [flight.abort_at for flight in self._hanging.values()]
+        wake = self._flights.next_abort()
         if any(t.next_stage for t in self._active.values()):
-            times.append(self._again_at)
-            times += [flight.end - self.config.lead_s for flight in self._running.values()]
-            times.append(self._nodes.oldest_plan() + self.config.round_s)
-        return max(now, min(times, default=math.inf))
+            ahead = self._flights.next_end() - self.config.lead_s
+            wake = min(wake, self._again_at, ahead, self._nodes.oldest_plan() + self.config.round_s)
+        return max(now, wake)
 
     def tick(self, now: float) -> list[Effect]:
         """Abort what has been left hanging by a failed member."""
         effects: list[Effect] = []
-        for flight in list(self._hanging.values()):
-            if flight.abort_at <= now:
-                flight.abort_at = math.inf
-                del self._hanging[flight.order.id]
-                failed = tuple(sorted(set(flight.order.slots) - flight.pending))
-                self._epoch += 1
-                for slot in flight.pending | (self.slots.keys() & set(failed)):
-                    self.slots[slot].epoch = self._epoch
-                effects.append(Abort(self._epoch, tuple(sorted(flight.pending)), failed))
+        for flight in self._flights.overdue(now):
+            failed = tuple(sorted(set(flight.order.slots) - flight.pending))
+            self._epoch += 1
+            for slot in flight.pending | (self.slots.keys() & set(failed)):
+                self.slots[slot].epoch = self._epoch
+            effects.append(Abort(self._epoch, tuple(sorted(flight.pending)), failed))
         return effects
 
     def problem(self, now: float) -> Problem | None:
@@ -343,13 +337,8 @@ class Rounds:
         self._dirty, self._planned_version = False, self._version
         if self._again_at <= now:
             nodes.touch_all()
-        for flight in list(self._running.values()):
-            # The very comparison of `wake_at`: else rounding could wake it for ever.
-            if flight.end - self.config.lead_s <= now:
-                flight.end = flight.predicted_end(now)
-                if flight.end - self.config.lead_s <= now:
-                    del self._running[flight.order.id]
-                    nodes.touch_slots(flight.order.slots)
+        for flight in self._flights.ending(now, self.config.lead_s):
+            nodes.touch_slots(flight.order.slots)
         self._homes.dispatch(now)
         self._planning = due = nodes.due(now, self.config.round_s)
         self._pledges.claim(now, due)
@@ -444,32 +433,14 @@ class Rounds:
         return Order(self._order_id, slots, epoch, stage, steps, parts, measures, yields)
 
     def _give(self, now: float, order: Order, length: float) -> list[Effect]:
-        flight = Flight(order, length, pending=set(order.slots))
-        self._flights[order.id] = flight
-        for slot in order.slots:
-            self.slots[slot].queue.append(flight)
-        for tracked in self._view.members(flight):
-            tracked.flights.append(flight)
-        self._may_begin[order.id] = flight
+        self._flights.add(order, length)
         return [Give(order), *self._begin(now)]
 
     def _begin(self, now: float) -> list[Effect]:
-        """Mark the orders whose turn has come."""
+        """Tell of the orders whose turn has come."""
         effects: list[Effect] = []
-        for order_id in sorted(self._may_begin):
-            flight = self._may_begin.pop(order_id)
+        for flight in self._flights.begin(now):
             order = flight.order
-            if (
-                order_id not in self._flights
-                or flight.begun
-                or flight.reports
-                or any(self.slots[slot].queue[0] is not flight for slot in flight.pending)
-                or any(tracked.flights[0] is not flight for tracked in self._view.members(flight))
-            ):
-                continue
-            flight.begun_at = flight.marked_at = now
-            self._running[order_id] = flight
-            flight.end = flight.predicted_end(now)
             for part in order.parts:
                 if tracked := self._active.get(part.request_id):
                     assert order.stage
@@ -478,53 +449,22 @@ class Rounds:
                     effects.append(Changed(tracked.id))
         return effects
 
-    def _note(self, flight: Flight, report: Report) -> None:
-        """A member has reported."""
-        flight.pending.discard(report.slot)
-        flight.reports.append(report)
-        self._may_begin[flight.order.id] = flight
-        slot = self.slots.get(report.slot)
-        if slot is None:
-            return
-        slot.queue.remove(flight)
-        slot.busy_seconds += report.seconds
-        if slot.queue:
-            self._may_begin[slot.queue[0].order.id] = slot.queue[0]
-        for tracked in self._view.members(flight):
-            if tracked.id in report.held:
-                tracked.held[report.slot] = report.held[tracked.id]
-
     def _settle(self, now: float, flight: Flight) -> list[Effect]:
-        """Go on after a report: wait for the other members, or see what has become of the order."""
-        if flight.pending and flight.failing:
-            flight.abort_at = min(flight.abort_at, now + self.config.grace_s)
-            self._hanging[flight.order.id] = flight
+        """Go on after a report: see what has become of the orders that are over with it."""
         effects: list[Effect] = []
-        reported = [flight]
-        while reported:
-            flight = reported.pop()
-            if flight.pending or flight.order.id not in self._flights:
-                continue
-            if not flight.failing and any(t.flights[0] is not flight for t in self._view.members(flight)):
-                # Reports of a predecessor are still on their way from other members.
-                continue
-            effects += self._resolve(now, flight)
-            members = (self.requests.get(id) for id in flight.order.request_ids)
-            reported += [tracked.flights[0] for tracked in members if tracked and tracked.flights]
+        for over in self._flights.settle(now, flight, self.config.grace_s):
+            effects += self._resolve(now, over)
         return effects
 
     def _resolve(self, now: float, flight: Flight) -> list[Effect]:
         """All members have reported."""
         order = flight.order
-        for books in (self._flights, self._running, self._hanging):
-            books.pop(order.id, None)
         if order.stage is None and all(report.outcome is Outcome.OK for report in flight.reports):
             self._view.warmth.note(order.slots, order.epoch)
         effects: list[Effect] = []
         for part, seconds in zip(order.parts, flight.shares(), strict=True):
             tracked = self.requests[part.request_id]
-            tracked.flights.remove(flight)
-            self._may_begin.update((ahead.order.id, ahead) for ahead in tracked.flights[:1])
+            self._flights.close(flight, tracked)
             tracked.gpu_seconds += seconds
             tracked.end_span(now, flight, part)
             if tracked.stage.ended:
@@ -617,7 +557,7 @@ class Rounds:
         del self._active[tracked.id]
         self._nodes.remove(tracked)
         self._pledges.forget(tracked.id)
-        self._may_begin.update((flight.order.id, flight) for flight in tracked.flights)
+        self._flights.look_at(tracked.flights)
         effects: list[Effect] = [Truncate(f.order.id, f.order.leader, tracked.id) for f in tracked.flights]
         busy = {slot for flight in tracked.flights for slot in flight.pending}
         effects += self._release(tracked, set(tracked.held) - busy)

@@ -2,12 +2,14 @@
 
 import functools
 import itertools
+from collections import defaultdict
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench import bound as limits
+from bench.batches import least_shares
 from bench.bound import bound
 from bench.program import Job
 from bench.runs import DEFAULT_PROFILE, profile
@@ -30,6 +32,15 @@ STAGED = Profile(
         StepTime("decode", 512, 512, 1, 1, 0.5),
     ]
 )
+BATCHED = Profile(
+    [
+        *STAGED.entries,
+        StepTime("step", 256, 256, 1, 2, 1.25),
+        StepTime("step", 256, 256, 2, 2, 0.8),
+        StepTime("step", 512, 512, 2, 2, 2.5),
+        StepTime("step", 512, 512, 4, 2, 1.75),
+    ]
+)
 FLUX = profile(DEFAULT_PROFILE)
 
 
@@ -49,33 +60,52 @@ def exhaustive(arrivals: list[Arrival], gpus: int, profile: Profile = TINY) -> f
     requests = [arrival.submission for arrival in arrivals]
     comes = [arrival.at for arrival in arrivals]
     due = [arrival.at + arrival.submission.deadline_s for arrival in arrivals]
-    # What each still has to do, last things first: seconds by degree.
-    work = []
-    for s in requests:
-        stages = [{k: profile.step(s.width, s.height, k) for k in (1, 2, 4)}] * s.steps
-        if profile.decode(s.width, s.height):
-            stages = [{1: profile.decode(s.width, s.height)}, *stages]
-        if profile.encode():
-            stages = [*stages, {1: profile.encode()}]
-        work.append(stages)
+    # What each still has to do, last things first.
+    decode = ["decode"] * any(profile.decode(s.width, s.height) for s in requests)
+    encode = ["encode"] * bool(profile.encode())
+    work = [[*decode, *["step"] * s.steps, *encode] for s in requests]
+
+    def seconds(i: int, kind: str, degree: int, batch: int) -> float:
+        width, height = requests[i].width, requests[i].height
+        if kind == "step":
+            return profile.step(width, height, degree, batch)
+        return profile.encode() if kind == "encode" else profile.decode(width, height)
+
+    def alike(i: int, host: int, kinds: dict[int, str]) -> bool:
+        return host < i and kinds[i] == kinds[host] == "step" and requests[i].width == requests[host].width
 
     @functools.cache
     def best(now: float, left: tuple[int, ...], busy: tuple[tuple[float, int, int], ...]) -> float:
         free = gpus - sum(degree for _, _, degree in busy)
         running = {request for _, request, _ in busy}
-        ready = [
-            i
+        kinds = {
+            i: work[i][stages - 1]
             for i, stages in enumerate(left)
             if stages and comes[i] <= now and i not in running and due[i] > now
-        ]
+        }
+        # Nothing, or a degree and whose steps it shares, its own or those of one before it.
+        options = []
+        for i, kind in kinds.items():
+            hosts = [i]
+            if profile.max_batch(requests[i].width, requests[i].height) > 1:
+                hosts += [host for host in kinds if alike(i, host, kinds)]
+            degrees = (1, 2, 4) if kind == "step" else (1,)
+            options.append([None, *itertools.product(degrees, hosts)])
         value = 0.0
-        for choice in itertools.product(*((0, *work[i][left[i] - 1]) for i in ready)):
-            if sum(choice) > free:
+        for choice in itertools.product(*options):
+            batches = defaultdict(list)
+            for i, chosen in zip(kinds, choice, strict=True):
+                if chosen:
+                    batches[chosen].append(i)
+            if sum(degree for degree, _ in batches) > free or any(
+                host not in members or len(members) > max(1, profile.max_batch(*[requests[host].width] * 2))
+                for (_, host), members in batches.items()
+            ):
                 continue
             started = [
-                (now + work[i][left[i] - 1][degree], i, degree)
-                for i, degree in zip(ready, choice, strict=True)
-                if degree
+                (now + seconds(host, kinds[host], degree, len(members)), i, degree * (i == host))
+                for (degree, host), members in batches.items()
+                for i in members
             ]
             flights = sorted([*busy, *started])
             times = [t for t, _, _ in flights] + [t for t in comes if t > now]
@@ -126,6 +156,28 @@ def jobs(wanted, times: Profile, gpus: int) -> list[Job]:
 def test_never_below_the_best_schedule_there_is(wanted, gpus, times):
     arrivals = trace(wanted)
     assert bound(arrivals, times, gpus).weight >= exhaustive(arrivals, gpus, times) - 1e-6
+
+
+@settings(max_examples=200, deadline=None)
+@given(wanted_tiny, st.sampled_from([1, 2, 4]))
+def test_nor_where_steps_can_be_shared(wanted, gpus):
+    arrivals = trace(wanted)
+    assert bound(arrivals, BATCHED, gpus).weight >= exhaustive(arrivals, gpus, BATCHED) - 1e-6
+
+
+def test_sharing_lifts_it():
+    arrivals = trace([(0.0, 256, 2, 3.5, 1.0), (0.0, 256, 2, 3.5, 1.0)])
+    assert bound(arrivals, STAGED, 1).weight == exhaustive(arrivals, 1, STAGED) == 1.0
+    assert bound(arrivals, BATCHED, 1).weight == exhaustive(arrivals, 1, BATCHED) == 2.0
+
+
+def test_batches_that_do_no_more_than_narrow_steps_side_by_side_count_for_nothing():
+    times = ladder(FLUX, 512, 512, 8)
+    assert FLUX.step(512, 512, 8, 8) < 0.4 * 8 * FLUX.step(512, 512, 8)
+    assert least_shares(FLUX, 512, 512, times, 8) == {}
+    few, many = (least_shares(BATCHED, 256, 256, ladder(BATCHED, 256, 256, 2), n) for n in (1, 2))
+    assert few == {}
+    assert many == {1: 0.625, 2: pytest.approx(0.8 / 1.5)}
 
 
 @settings(max_examples=120, deadline=None)
@@ -210,12 +262,13 @@ def test_is_met_where_fluid_and_steps_agree(wanted, gpus, best):
         max_size=14,
     ),
     st.sampled_from([1, 2, 4]),
+    st.sampled_from([TINY, BATCHED]),
 )
-def test_no_run_is_above_the_bound(wanted, gpus):
+def test_no_run_is_above_the_bound(wanted, gpus, times):
     arrivals = trace(wanted)
-    outcomes = Simulation(resolve("edf"), TINY, gpus, arrivals).run()
+    outcomes = Simulation(resolve("edf"), times, gpus, arrivals).run()
     achieved = sum(t.submission.weight for t in outcomes.requests if on_time(t))
-    assert achieved <= bound(arrivals, TINY, gpus).weight + 1e-6
+    assert achieved <= bound(arrivals, times, gpus).weight + 1e-6
 
 
 def test_a_time_limit_only_loosens_it():
