@@ -18,12 +18,12 @@ The one-line-per-request format of the vLLM-Omni and Hetu-DiT benchmarks:
 import ast
 import csv
 import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.fields import amount, count
 from bench.simulator import Arrival
 from bench.workloads import STEPS
 from scheduler.tracking import Submission
@@ -63,7 +63,10 @@ def load(path: Path) -> list[Arrival]:
     arrivals: list[Arrival] = []
     try:
         for number, fields in rows:
-            arrivals.append(_arrival(number, fields))
+            try:
+                arrivals.append(_arrival(fields))
+            except ValueError as error:
+                raise _WrongLine(number, str(error)) from None
     except _WrongLine as error:
         raise BadTrace(f"{path}, line {error.number}: {error}") from None
     if not arrivals:
@@ -153,7 +156,10 @@ def _calls(lines: list[str]) -> Iterator[Row]:
         if fields.get("num_frames", 1) != 1:
             raise _WrongLine(number, f"num_frames is 1, not {fields['num_frames']}: videos are not served")
         if fields.get("slo_ms") is not None:
-            renamed["deadline_s"] = _number(number, fields, "slo_ms", least=0.0) / 1000
+            try:
+                renamed["deadline_s"] = amount(fields, "slo_ms", 0.0) / 1000
+            except ValueError as error:
+                raise _WrongLine(number, str(error)) from None
         yield number, renamed
 
 
@@ -167,34 +173,13 @@ def _keywords(line: str) -> dict[str, Any]:
     return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
 
 
-def _arrival(number: int, fields: dict[str, Any]) -> Arrival:
-    def value(name: str, least: float) -> float:
-        return _number(number, fields, name, least)
-
-    def count(name: str) -> int:
-        amount = value(name, 1.0)
-        if amount != int(amount):
-            raise _WrongLine(number, f"{name} is a whole number, not {fields[name]!r}")
-        return int(amount)
-
+def _arrival(fields: dict[str, Any]) -> Arrival:
     submission = Submission(
         id="",
-        width=count("width"),
-        height=count("height"),
-        steps=count("steps") if "steps" in fields else STEPS,
-        deadline_s=value("deadline_s", 0.0) if "deadline_s" in fields else None,
-        weight=value("weight", 0.0) if "weight" in fields else 1.0,
+        width=count(fields, "width"),
+        height=count(fields, "height"),
+        steps=count(fields, "steps") if "steps" in fields else STEPS,
+        deadline_s=amount(fields, "deadline_s", 0.0) if "deadline_s" in fields else None,
+        weight=amount(fields, "weight", 0.0) if "weight" in fields else 1.0,
     )
-    return Arrival(value("arrival_s", 0.0), submission, str(fields.get("class", "")))
-
-
-def _number(number: int, fields: dict[str, Any], name: str, least: float) -> float:
-    if name not in fields:
-        raise _WrongLine(number, f"{name} is missing")
-    try:
-        value = float(fields[name])
-    except (TypeError, ValueError):
-        raise _WrongLine(number, f"{name} is a number, not {fields[name]!r}") from None
-    if not least <= value < math.inf:
-        raise _WrongLine(number, f"{name} is at least {least:g} and finite, not {fields[name]!r}")
-    return value
+    return Arrival(amount(fields, "arrival_s", 0.0), submission, str(fields.get("class", "")))

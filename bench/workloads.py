@@ -9,11 +9,11 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from bench.fields import amount, count
 from bench.simulator import Arrival
-from scheduler.profile import number
 from scheduler.tracking import Submission
 
 STEPS = 50
@@ -44,8 +44,6 @@ class Kind:
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
             raise ValueError(f"width and height are positive, not {self.width}x{self.height}")
-        if not 0 <= self.share < math.inf:
-            raise ValueError(f"share is at least 0, not {self.share}")
 
 
 def _squares(shares: Sequence[float]) -> list[Kind]:
@@ -95,17 +93,17 @@ def _read_mix(path: Path) -> list[Kind]:
         if missing:
             raise ValueError(f"{path}, line 1: no column {', '.join(sorted(missing))}")
         for row in reader:
+            fields = {name: text for name, text in row.items() if text not in (None, "")}
             try:
-                kind = Kind(
-                    number(row, "width", int), number(row, "height", int), number(row, "share", float)
-                )
                 kinds.append(
-                    replace(
-                        kind,
-                        steps=number(row, "steps", int) if row.get("steps") else None,
-                        deadline_s=number(row, "deadline_s", float) if row.get("deadline_s") else None,
-                        weight=number(row, "weight", float) if row.get("weight") else None,
-                        label=row.get("class") or "",
+                    Kind(
+                        width=count(fields, "width"),
+                        height=count(fields, "height"),
+                        share=amount(fields, "share", 0.0),
+                        steps=count(fields, "steps") if "steps" in fields else None,
+                        deadline_s=amount(fields, "deadline_s", 0.0) if "deadline_s" in fields else None,
+                        weight=amount(fields, "weight", 0.0) if "weight" in fields else None,
+                        label=fields.get("class", ""),
                     )
                 )
             except ValueError as error:
@@ -154,11 +152,12 @@ class Workload:
         for index, at in enumerate(instants):
             kind = sizes.choices(self.kinds, shares)[0]
             tier = tiers.choices([w for w, _ in TIERS], [share for _, share in TIERS])[0]
-            weight = kind.weight or (tier if self.weights == "tiers" else 1.0)
+            weight = tier if self.weights == "tiers" else 1.0
+            if kind.weight is not None:
+                weight = kind.weight
             deadline_s = self._deadline(kind, slacks.random())
-            submission = Submission(
-                f"r{index}", kind.width, kind.height, kind.steps or self.steps, deadline_s, weight
-            )
+            steps = self.steps if kind.steps is None else kind.steps
+            submission = Submission(f"r{index}", kind.width, kind.height, steps, deadline_s, weight)
             label = kind.label or (f"weight {weight:g}" if self.weights == "tiers" else "")
             arrivals.append(Arrival(at, submission, label))
         return arrivals

@@ -98,11 +98,30 @@ def test_a_mix_from_a_file(tmp_path):
     )
 
 
+def test_a_weight_of_nothing_in_a_mix_is_a_weight(tmp_path):
+    path = tmp_path / "mix.csv"
+    path.write_text("width,height,share,weight\n64,64,1,0\n")
+    arrivals = Workload(mix(str(path)), weights="tiers", duration=100).arrivals()
+    assert {arrival.submission.weight for arrival in arrivals} == {0.0}
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("width,height\n1,1\n", "line 1: no column share"),
-        ("width,height,share\n1,x,1\n", "line 2: height is a whole number, not 'x'"),
+        ("width,height,share\n1,x,1\n", "line 2: height is a number, not 'x'"),
+        ("width,height,share\n1,1.5,1\n", "line 2: height is a whole number, not '1.5'"),
+        ("width,height,share\n0,1,1\n", "line 2: width is at least 1"),
+        ("width,height,share\n1,1,inf\n", "line 2: share is at least 0 and finite"),
+        *(
+            (f"width,height,share,{column}\n1,1,1,\n1,1,1,{text}\n", f"line 3: {column} is at least")
+            for column, texts in {
+                "steps": ("0", "-5", "nan"),
+                "deadline_s": ("-5", "nan", "inf"),
+                "weight": ("-2", "nan", "inf"),
+            }.items()
+            for text in texts
+        ),
         ("width,height,share\n1,1\n", "line 2: share is missing"),
         ("width,height,share\n1,1,-1\n", "line 2: share is at least 0"),
         ("width,height,share\n1,1,0\n", "add up to nothing"),
