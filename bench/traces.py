@@ -41,7 +41,8 @@ def load(path: Path) -> list[Arrival]:
     Raises BadTrace with the line that is wrong.
     """
     try:
-        lines = path.read_text().splitlines()
+        # Spreadsheets write a byte order mark in front.
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise BadTrace(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -87,7 +87,8 @@ def mix(name: str) -> list[Kind]:
 
 def _read_mix(path: Path) -> list[Kind]:
     kinds: list[Kind] = []
-    with path.open(newline="") as file:
+    # Spreadsheets write a byte order mark in front.
+    with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         missing = {"width", "height", "share"} - set(reader.fieldnames or ())
         if missing:

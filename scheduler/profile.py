@@ -18,6 +18,9 @@ from typing import TypeVar
 N = TypeVar("N", int, float)
 
 KINDS = ("step", "encode", "decode", "switch", "layer")
+OWN_COLUMNS = {"kind", "width", "height", "degree", "batch", "seconds"}
+PLAIN_COLUMNS = {"width", "height", "degree", "seconds_per_step"}
+"""What a file must have."""
 LAYERS = 24.0
 """Of a model whose profile does not say: SD3-medium has so many, other families more."""
 
@@ -253,13 +256,19 @@ def load(path: Path) -> Profile:
     text_encode_s, vae_decode_s. Raises ValueError with the file, and the line where one is wrong.
     """
     entries: list[StepTime] = []
-    with path.open(newline="") as file:
+    # Spreadsheets write a byte order mark in front.
+    with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         try:
+            columns = reader.fieldnames or ()
+            plain = "seconds_per_step" in columns or "kind" not in columns
+            missing = (PLAIN_COLUMNS if plain else OWN_COLUMNS) - set(columns)
+            if columns and missing:
+                raise ValueError(f"no column {', '.join(sorted(missing))}")
             for line in reader:
                 if None in line:
                     raise ValueError("there are more values than columns")
-                entries += _plain(line) if "seconds_per_step" in line else [_own(line)]
+                entries += _plain(line) if plain else [_own(line)]
         except (UnicodeDecodeError, csv.Error):
             raise ValueError(f"{path}: a profile is a CSV file, this is none") from None
         except ValueError as error:

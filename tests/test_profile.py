@@ -129,3 +129,23 @@ def test_an_empty_file_and_an_unknown_kind_are_named(tmp_path):
         ValueError, match=r"wrong.csv, line 2: kind is one of step, encode, decode, switch, layer, not"
     ):
         load(path)
+
+
+def test_columns_that_are_missing_are_named(tmp_path):
+    path = tmp_path / "wrong.csv"
+    for header, missing in (
+        ("width,height,degree", "seconds_per_step"),
+        ("width,degree,seconds", "height, seconds_per_step"),
+        ("width,height,seconds_per_step", "degree"),
+        ("kind,width,height,degree,seconds", "batch"),
+    ):
+        path.write_text(f"{header}\n1,1,1,1,1\n")
+        with pytest.raises(ValueError, match=r"wrong.csv, line 1: no column") as raised:
+            load(path)
+        assert str(raised.value).endswith(f"no column {missing}")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path):
+    path = tmp_path / "plain.csv"
+    path.write_text("width,height,degree,seconds_per_step\n1024,1024,1,0.4\n", encoding="utf-8-sig")
+    assert load(path).step(1024, 1024) == pytest.approx(0.4)

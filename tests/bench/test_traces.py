@@ -53,6 +53,13 @@ def test_our_own(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("text", [CALLS, CSV, OURS])
+def test_a_byte_order_mark_is_skipped(tmp_path, text):
+    path = tmp_path / "marked"
+    path.write_text(text, encoding="utf-8-sig")
+    assert load(path) == read(tmp_path, text)
+
+
 def test_what_is_saved_is_read_again(tmp_path):
     arrivals = read(tmp_path, CSV)
     save(arrivals, tmp_path / "saved")

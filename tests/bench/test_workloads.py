@@ -98,6 +98,12 @@ def test_a_mix_from_a_file(tmp_path):
     )
 
 
+def test_a_byte_order_mark_is_no_part_of_a_mix(tmp_path):
+    path = tmp_path / "mix.csv"
+    path.write_text("width,height,share\n64,32,1\n", encoding="utf-8-sig")
+    assert [(kind.width, kind.height) for kind in mix(str(path))] == [(64, 32)]
+
+
 def test_a_weight_of_nothing_in_a_mix_is_a_weight(tmp_path):
     path = tmp_path / "mix.csv"
     path.write_text("width,height,share,weight\n64,64,1,0\n")
