@@ -101,7 +101,8 @@ def simulate(policy: str, as_json: bool, **given: Any) -> None:
 def bound(time_limit: float, as_json: bool, **given: Any) -> None:
     """Bound from above what any scheduler could bring in on time, even one that knows the future.
 
-    By weight. A bound for runs without noise in step times.
+    By weight. A bound for runs without noise in step times. It takes all GPUs for one block: --nodes and
+    --islands leave it as it is, and only hurt a real scheduler.
     """
     wanted = setting(**given)
     found = limits.bound(wanted.arrivals(), profile(wanted.profile), wanted.gpus, time_limit)

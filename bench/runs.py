@@ -1,6 +1,5 @@
 """Runs as plain data, so that they can be sent to other processes, named and resumed."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -37,7 +36,10 @@ def profile(name: str) -> Profile:
         raise ValueError(
             f"there is no profile and no file {name!r}; there are {', '.join(bundled_profiles())}"
         )
-    return load(path)
+    times = load(path)
+    if times.max_degree.bit_count() != 1:
+        raise ValueError(f"{path}: the widest degree is a power of two, not {times.max_degree}")
+    return times
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Setting:
 
     Requests are drawn from `workload`, or those of the file `trace`. Executors die `failures_per_hour`
     each while they are up, and are back after `repair_s`. The GPUs are in `nodes` equal nodes,
-    each of `islands` equal islands.
+    each of `islands` equal islands; ValueError where these do not come out even.
     """
 
     workload: Workload
@@ -61,6 +63,14 @@ class Setting:
     nodes: int = 1
     admission: Admission = Admission.ACCEPT
     islands: int = 1
+
+    def __post_init__(self) -> None:
+        if self.gpus < 1:
+            raise ValueError(f"there is at least one GPU, not {self.gpus}")
+        if self.gpus % (self.nodes * self.islands):
+            raise ValueError(
+                f"{self.gpus} GPUs do not make {self.nodes} equal nodes of {self.islands} equal islands"
+            )
 
     def seeded(self, seed: int) -> "Setting":
         """The same with another seed for all that is drawn."""
@@ -88,16 +98,9 @@ class Setting:
     def simulate(self, policy: str, arrivals: Sequence[Arrival]) -> Outcomes:
         """Run a policy over the requests."""
         seed = self.conditions.seed if self.failure_seed is None else self.failure_seed
-        times = profile(self.profile)
-        if self.gpus < 1 or math.log2(times.max_degree) % 1:
-            raise ValueError("there is at least one GPU, and a profile's widest degree is a power of two")
-        if self.gpus % (self.nodes * self.islands):
-            raise ValueError(
-                f"{self.gpus} GPUs do not make {self.nodes} equal nodes of {self.islands} equal islands"
-            )
         return Simulation(
             resolve(policy),
-            times,
+            profile(self.profile),
             self.gpus,
             arrivals,
             config=self.config,

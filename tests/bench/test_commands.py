@@ -151,6 +151,22 @@ def test_the_bound_is_above_what_is_reached():
     assert reached["sar"] <= limit["sar_bound"] <= 1
 
 
+def test_gpus_that_do_not_make_equal_nodes_are_refused_by_all(tmp_path):
+    for command in (["simulate", "--policy", "edf"], ["bound"], ["workload", "-o", tmp_path / "trace"]):
+        for odd in (["--nodes", 3], ["--nodes", 2, "--islands", 3]):
+            output = call(*command, *SHORT, *odd, status=1)
+            assert output.startswith(f"Error: 8 GPUs do not make {odd[1]} equal nodes")
+    even = figures("bound", *SHORT, "--nodes", 2, "--islands", 2)
+    assert even["weight"] == figures("bound", *SHORT)["weight"]
+
+
+def test_a_profile_is_refused_whose_widest_degree_is_no_power_of_two(tmp_path):
+    path = tmp_path / "times.csv"
+    path.write_text("width,height,degree,seconds_per_step\n256,256,1,0.02\n256,256,3,0.01\n")
+    output = " ".join(call("bound", "--profile", path, status=2).split())
+    assert f"'--profile': {path}: the widest degree is a power of two, not 3" in output
+
+
 def test_misses_are_what_the_bound_has_and_the_policy_has_not():
     words = ["--policy", "fixed:8", *SHORT, "--mix", "skewed", "--rate", 24, "--slo-scale", 1.5]
     found = figures("misses", *words)
