@@ -4,6 +4,7 @@ The knobs are `--scale-up` (idle GPUs spent on finishing early), `--late` and `-
 one policy is a point, each other policy, at the server's settings, another.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,8 @@ from scheduler.config import Config
 
 SCALE_UPS = (0.0, 0.25, 0.5, 1.0)
 AGE_BOUNDS = (60.0, 120.0, 300.0)
-MARKERS = "os^Dv"
-"""Of points of one colour."""
+MARKERS = "os^Dv<>pPXhd8"
+"""Of points of one colour; with more points they come round again."""
 HEADER = ("setting", "SAR, %", "GPU-s per hit", "late, s")
 
 
@@ -88,7 +89,8 @@ def _plot(found: Sequence[tuple[Knob, Line]], path: Path) -> Path:
         axes = figure.add_subplot(1, 2, place)
         for index, kind in enumerate(kinds):
             chosen = [(knob, line) for knob, line in found if knob.kind == kind]
-            for (knob, line), marker in zip(chosen, "*" if index == 0 else MARKERS, strict=False):
+            markers = itertools.cycle("*" if index == 0 else MARKERS)
+            for (knob, line), marker in zip(chosen, markers, strict=False):
                 x = figure_of(line)
                 # The first lies on top: others may be at the same place.
                 axes.scatter(
