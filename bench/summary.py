@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from bench.simulator import Arrival, Outcomes
@@ -31,7 +31,7 @@ def summary(outcomes: Outcomes, arrivals: Sequence[Arrival], gpus: int) -> dict[
         "on_time": hits,
         "sar": sar(requests, outcomes.refused),
         "sar_weighted": sar(requests, outcomes.refused, weighted=True),
-        "sar_by_size": _sar_by(requests, lambda t: f"{t.submission.width}x{t.submission.height}"),
+        "sar_by_size": _sar_by(requests, outcomes.refused, lambda s: f"{s.width}x{s.height}"),
         "ended": dict(sorted(ends.items())),
         "latency_s": {"mean": _mean(latencies), **quantiles(latencies, (50, 95, 99))},
         "late_latency_s": {"mean": _mean(late)},
@@ -60,7 +60,7 @@ def summary(outcomes: Outcomes, arrivals: Sequence[Arrival], gpus: int) -> dict[
         figures["promised"] = sum(tracked.promised for tracked in requests)
         figures["promises_broken"] = sum(tracked.promised and not on_time(tracked) for tracked in requests)
     if any(labels.values()):
-        figures["sar_by_class"] = _sar_by(requests, lambda t: labels[t.id])
+        figures["sar_by_class"] = _sar_by(requests, outcomes.refused, lambda s: labels[s.id])
     return figures
 
 
@@ -100,21 +100,23 @@ def quantiles(ascending: Sequence[float], percents: Iterable[int]) -> dict[str, 
     }
 
 
-def _sar_by(requests: Iterable[Tracked], key: Any) -> dict[str, float | None]:
-    groups: dict[str, list[Tracked]] = defaultdict(list)
+def _sar_by(
+    requests: Iterable[Tracked], refused: Iterable[Submission], key: Callable[[Submission], str]
+) -> dict[str, float | None]:
+    groups: dict[str, tuple[list[Tracked], list[Submission]]] = defaultdict(lambda: ([], []))
     for tracked in requests:
-        groups[key(tracked)].append(tracked)
-    return {name: sar(groups[name]) for name in sorted(groups, key=lambda n: (len(n), n))}
+        groups[key(tracked.submission)][0].append(tracked)
+    for submission in refused:
+        groups[key(submission)][1].append(submission)
+    return {name: sar(*groups[name]) for name in sorted(groups, key=lambda n: (len(n), n))}
 
 
 def _fell_back(decision: Decision) -> bool:
     """Whether a solver was asked, and the heuristic's plan was taken without proof that it is best."""
-    return decision.source == "heuristic" and decision.status not in (
-        "",
-        "all on time",
-        "nothing to give",
-        "optimal",
-    )
+    asked = decision.solve_s > 0
+    # With several nodes the status is the least certain one: nothing to give where no other is left open.
+    proven = decision.status in ("optimal", "nothing to give")
+    return asked and decision.source == "heuristic" and not proven
 
 
 def _gap(decisions: Iterable[Decision]) -> dict[str, float | None]:
