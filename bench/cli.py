@@ -27,7 +27,7 @@ RESULTS = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     default=Path(__file__).parent / "results",
     show_default="bench/results",
-    help="Folder for what comes out; records that it has of the same runs are not made again.",
+    help="Folder for what comes out.",
 )
 SETTINGS = {"max_content_width": 110, "show_default": True}
 POLICIES = "\b\nPolicies:\n" + "\n".join(f"  {line}" for line in policies.describe().splitlines())
@@ -198,16 +198,24 @@ def exchange(policy: str, others: list[str], seeds: int, jobs: int, folder: Path
 
 
 @main.command(epilog=POLICIES)
-@click.option("--quick", is_flag=True, help="A few short runs, to see that everything works.")
+@click.option("--quick", is_flag=True, help="A few short runs of some groups, to see that everything works.")
 @click.option(
     "--policies", callback=_some_policies, metavar="A,B,...", help="Instead of all; the first leads."
 )
 @click.option("--groups", multiple=True, type=click.Choice(GROUPS), help="Only these parts; several times.")
 @click.option(
-    "--seeds", type=click.IntRange(min=1), default=8, help="Runs of each, with seeds --seed and up."
+    "--seeds",
+    type=click.IntRange(min=1),
+    show_default="8, or 2 with --quick",
+    help="Runs of each, with seeds --seed and up.",
 )
 @seed
-@click.option("--duration", type=POSITIVE, default=300.0, help="Seconds in which requests arrive.")
+@click.option(
+    "--duration",
+    type=POSITIVE,
+    show_default="300, or 200 with --quick",
+    help="Seconds in which requests arrive.",
+)
 @click.option(
     "--bound-limit",
     "bound_limit_s",
@@ -221,9 +229,9 @@ def paper(
     quick: bool,
     policies: list[str] | None,
     groups: tuple[str, ...],
-    seeds: int,
+    seeds: int | None,
     seed: int,
-    duration: float,
+    duration: float | None,
     bound_limit_s: float,
     jobs: int,
     folder: Path,
@@ -231,7 +239,8 @@ def paper(
     """Run the whole matrix of the evaluation and write its tables and plots.
 
     Policies by mixes, deadlines, rates, bursts, weights and both bundled profiles. Takes hours; when
-    interrupted, the same command goes on. Delete the folder's records after a change of the code.
+    interrupted, the same command goes on: runs that the folder has records of are not made again. Delete
+    them after a change of the code.
     """
     from bench.paper import available
     from bench.paper import paper as run_paper
@@ -240,9 +249,9 @@ def paper(
         written = run_paper(
             folder,
             policies or available(),
-            seeds=range(seed, seed + (2 if quick else seeds)),
+            seeds=range(seed, seed + (seeds or (2 if quick else 8))),
             jobs=jobs,
-            duration=duration,
+            duration=duration or (200.0 if quick else 300.0),
             quick=quick,
             groups=groups,
             bound_limit_s=bound_limit_s,
@@ -260,14 +269,7 @@ def paper(
 @click.option("--samples", type=click.IntRange(min=1), default=200, help="Decisions of each kind, at most.")
 @click.option("--budget", "budget_s", type=POSITIVE, default=0.05, help="Time for one decision, s.")
 @seed
-@click.option(
-    "--out",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(__file__).parent / "results",
-    show_default="bench/results",
-    help="Folder for solver.json and solver.md.",
-)
+@RESULTS
 def solver(
     quick: bool, policies: list[str] | None, samples: int, budget_s: float, seed: int, folder: Path
 ) -> None:

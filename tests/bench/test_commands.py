@@ -3,13 +3,16 @@
 import json
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from bench.cli import main
 from bench.compare import lines
 from bench.intervals import estimate, paired
-from bench.runs import bundled_profiles, profile
+from bench.runs import SERVER_CONFIG, bundled_profiles, profile
+from scheduler import command
+from scheduler.config import Config
 
 DERIVED = ["flux1-dev-8xh100", "sd3-medium-4xa40"]
 SHORT = ["--duration", "60", "--seed", "1"]
@@ -152,9 +155,9 @@ def test_the_bound_is_above_what_is_reached():
 
 
 def test_gpus_that_do_not_make_equal_nodes_are_refused_by_all(tmp_path):
-    for command in (["simulate", "--policy", "edf"], ["bound"], ["workload", "-o", tmp_path / "trace"]):
+    for words in (["simulate", "--policy", "edf"], ["bound"], ["workload", "-o", tmp_path / "trace"]):
         for odd in (["--nodes", 3], ["--nodes", 2, "--islands", 3]):
-            output = call(*command, *SHORT, *odd, status=1)
+            output = call(*words, *SHORT, *odd, status=1)
             assert output.startswith(f"Error: 8 GPUs do not make {odd[1]} equal nodes")
     even = figures("bound", *SHORT, "--nodes", 2, "--islands", 2)
     assert even["weight"] == figures("bound", *SHORT)["weight"]
@@ -215,12 +218,33 @@ def test_paper_writes_everything_and_resumes(tmp_path):
     assert "bursts skewed 1.2x 12/min" in (tmp_path / "bursts.md").read_text()
 
 
+def test_quick_gives_other_defaults_and_says_which_groups_it_has(tmp_path):
+    words = ["paper", "--quick", "--policies", "edf", "--jobs", 1, "--bound-limit", 0, "--out", tmp_path]
+    call(*words, "--groups", "bursts", "--seeds", 1, "--duration", 20)
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 1
+    assert "20 s of arrivals" in (tmp_path / "bursts.md").read_text()
+    output = call(*words, "--groups", "sd3", "--groups", "bursts", status=1)
+    assert output.endswith("Error: --quick has only the --groups flux, bursts, not sd3\n")
+
+
 def test_intervals():
     assert estimate([1.0, 3.0]).mean == 2.0
     assert estimate([1.0, 3.0]).half_width == pytest.approx(12.706, abs=1e-3)
     assert estimate([5.0]).half_width == float("inf")
     difference = paired([1.0, 2.0, 4.0], [0.0, 1.0, 3.0])
     assert (difference.mean, difference.half_width, difference.clear) == (1.0, 0.0, True)
+
+
+def test_the_simulator_runs_with_the_servers_own_defaults(tmp_path, monkeypatch):
+    found = []
+
+    def keep(config: Config) -> None:
+        found.append(config)
+        raise click.Abort
+
+    monkeypatch.setattr(command, "Rounds", keep)
+    CliRunner().invoke(command.main, ["--data-dir", str(tmp_path)])
+    assert found == [SERVER_CONFIG]
 
 
 def test_every_bundled_row_says_where_it_is_from():
