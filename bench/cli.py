@@ -14,7 +14,7 @@ from bench import traces
 from bench.compare import lines
 from bench.matrix import GROUPS
 from bench.options import MACHINES, SCHEDULER, WORKLOAD, Policy, options, setting
-from bench.runs import profile, run
+from bench.runs import Setting, profile, run
 from bench.show import progress_bar, show_bound, show_comparison, show_misses, show_replay, show_summary
 from bench.trials import BOUND, Trial, perform_all
 from scheduler import policies
@@ -30,6 +30,7 @@ RESULTS = click.option(
     help="Folder for what comes out.",
 )
 SETTINGS = {"max_content_width": 110, "show_default": True}
+NO_BOUND = "the bound does not hold with --step-cv, or where --node-paces are below 1"
 POLICIES = "\b\nPolicies:\n" + "\n".join(f"  {line}" for line in policies.describe().splitlines())
 
 
@@ -47,6 +48,14 @@ def _policies(_context: click.Context, _parameter: click.Parameter, text: str) -
 
 def _some_policies(context: click.Context, parameter: click.Parameter, text: str | None) -> list[str] | None:
     return None if text is None else _policies(context, parameter, text)
+
+
+def _numbers(wanted: Setting, first: int, seeds: int) -> range:
+    """The seeds to run: but one where others would only repeat it, which is said."""
+    if seeds > 1 and not wanted.varies:
+        click.echo(f"One run each in place of {seeds}: with --trace the seed draws nothing.", err=True)
+        seeds = 1
+    return range(first, first + seeds)
 
 
 class Commands(click.Group):
@@ -124,6 +133,8 @@ def misses(policy: str, as_json: bool, **given: Any) -> None:
     With each, the requests that were there at the same time: who was in the way.
     """
     wanted = setting(**given)
+    if not wanted.within_bound:
+        raise click.UsageError(f"there is nothing to hold the policy against: {NO_BOUND}")
     arrivals = wanted.arrivals()
     limit = limits.bound(arrivals, profile(wanted.profile), wanted.gpus)
     found = missed.misses(wanted.simulate(policy, arrivals).requests, limit)
@@ -157,10 +168,14 @@ def compare(
     Intervals are 95 %, over seeds; differences are taken seed by seed.
     """
     wanted = setting(**given)
+    if with_bound and not wanted.within_bound:
+        click.echo(f"Left out: {NO_BOUND}", err=True)
+        with_bound = False
+    numbers = _numbers(wanted, given["seed"], seeds)
     trials = [
         Trial("", policy, number, wanted)
         for policy in [*policies, *([BOUND] if with_bound else [])]
-        for number in range(given["seed"], given["seed"] + seeds)
+        for number in numbers
     ]
     with progress_bar("runs") as progress:
         records = perform_all(trials, jobs, progress=progress)
@@ -190,9 +205,10 @@ def exchange(policy: str, others: list[str], seeds: int, jobs: int, folder: Path
     """Show what the knobs trade: requests on time for GPU-seconds, and for how long the late wait."""
     from bench.exchange import exchange as draw
 
-    numbers = range(given["seed"], given["seed"] + seeds)
+    wanted = setting(**given)
+    numbers = _numbers(wanted, given["seed"], seeds)
     with progress_bar("runs") as progress:
-        written = draw(folder, policy, others, setting(**given), numbers, jobs, progress)
+        written = draw(folder, policy, others, wanted, numbers, jobs, progress)
     for path in written:
         click.echo(path)
 

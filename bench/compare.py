@@ -13,7 +13,8 @@ from bench.trials import BOUND, Record
 class Line:
     """One policy (or the bound) in a comparison; None where a figure makes no sense.
 
-    `sar` is by weight, NaN without deadlines. `gain` is the paired difference of SAR to the first policy.
+    `sar` is by weight, NaN without deadlines; in `open` runs it is a bound that is not proven. `gain` is the
+    paired difference of SAR to the first policy.
     """
 
     policy: str
@@ -26,6 +27,7 @@ class Line:
     late_latency_s: Estimate | None
     switches: Estimate | None
     decision_p99_ms: float | None
+    open: int = 0
 
 
 def lines(records: Sequence[Record]) -> list[Line]:
@@ -64,6 +66,7 @@ def _line(policy: str, records: Sequence[Record], first: Sequence[float], is_fir
         late_latency_s=figure("late_latency_s", "mean") if known else None,
         switches=figure("switches") if known else None,
         decision_p99_ms=max(r["decision_ms"]["p99"] for r in records) if known else None,
+        open=0 if known else sum(not record["proven"] for record in records),
     )
 
 
@@ -86,7 +89,8 @@ HEADER = (
 
 LEGEND = (
     "SAR by weight, and its difference to the first policy's in points; GPU-seconds per request on time; "
-    "latency; mean latency of the late; changes of group; time of a decision."
+    "latency; mean latency of the late; changes of group; time of a decision by the clock, with whatever "
+    "else the machine was doing. Open: in so many runs the bound's solver ran out of time."
 )
 
 
@@ -94,7 +98,7 @@ def cells(line: Line) -> tuple[str, ...]:
     """A line as text, under HEADER."""
     return (
         line.policy,
-        show(line.sar, 100, 1),
+        show(line.sar, 100, 1) + (f", {line.open} open" if line.open else ""),
         show(line.gain, 100, 1, sign=True),
         show(line.gpu_seconds_per_on_time, 1, 1),
         show(line.latency_p50_s, 1, 2),

@@ -72,6 +72,18 @@ class Setting:
                 f"{self.gpus} GPUs do not make {self.nodes} equal nodes of {self.islands} equal islands"
             )
 
+    @property
+    def varies(self) -> bool:
+        """Whether another run can differ; with a trace and nothing else that is drawn or timed it cannot."""
+        c = self.conditions
+        drawn = self.trace is None or c.step_cv or c.latency_s or c.error_rate or c.charge_measured
+        return bool(drawn) or (self.failures_per_hour > 0 and self.failure_seed is None)
+
+    @property
+    def within_bound(self) -> bool:
+        """Whether the bound holds: nothing is ever faster than in the profile, by noise or a node's pace."""
+        return not self.conditions.step_cv and min(self.conditions.node_paces, default=1.0) >= 1
+
     def seeded(self, seed: int) -> "Setting":
         """The same with another seed for all that is drawn."""
         return replace(

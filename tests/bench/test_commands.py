@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench.cli import main
-from bench.compare import lines
+from bench.compare import cells, lines
 from bench.intervals import estimate, paired
 from bench.runs import SERVER_CONFIG, bundled_profiles, profile
 from scheduler import command
@@ -203,6 +203,41 @@ def test_without_deadlines_latencies_are_compared(tmp_path):
     (srtf,) = [line for line in output.splitlines() if "srtf" in line]
     assert [cell.strip() for cell in srtf.split("│")][1:5] == ["srtf", "-", "-", "-"]
     assert "nan" not in output
+
+
+def test_runs_that_would_only_repeat_are_made_once(tmp_path):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,width,height,steps,deadline_s\n0,512,512,9,3\n1,256,256,9,3\n")
+    words = ["compare", "--policies", "edf", "--no-bound", "--trace", trace, "--seeds", 3, "--jobs", 1]
+    output = call(*words)
+    assert "One run each in place of 3: with --trace the seed draws nothing." in output
+    assert "Means over 1 seed," in output
+    for drawn in (["--step-cv", 0.1], ["--failure-rate", 1], ["--charge-decisions", "measured"]):
+        output = call(*words, *drawn)
+        assert "One run" not in output
+        assert "Means over 3 seeds," in output
+    assert "One run each" in call(*words, "--failure-rate", 1, "--failure-seed", 1)
+
+
+def test_there_is_no_bound_where_things_may_be_faster_than_the_profile():
+    words = ["compare", "--policies", "edf", *SHORT, "--seeds", 1]
+    for faster in (["--node-paces", 0.5], ["--node-paces", "1,0.5"], ["--step-cv", 0.1]):
+        output = call(*words, *faster)
+        assert output.startswith("Left out: the bound does not hold with --step-cv, or where --node-paces")
+        assert "│ bound" not in output
+        output = call("misses", "--policy", "edf", *SHORT, *faster, status=2)
+        assert "the bound does not hold with --step-cv" in " ".join(output.split())
+    assert "│ bound" in call(*words, "--node-paces", 2)
+
+
+def test_bounds_that_are_not_proven_are_marked():
+    bounds = [
+        {"policy": "bound", "seed": seed, "sar_weighted": 0.9, "proven": seed == 0} for seed in range(3)
+    ]
+    (line,) = lines(bounds)
+    assert cells(line)[1] == "90.0 ±0.0, 2 open"
+    (line,) = lines(bounds[:1])
+    assert cells(line)[1] == "90.0"
 
 
 def test_paper_writes_everything_and_resumes(tmp_path):
