@@ -23,18 +23,23 @@ from scheduler.tracking import Span, Submission
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A request of a recording; times in seconds from the first arrival."""
+    """A request of a recording, done or `dropped`; times in seconds from the first arrival."""
 
     arrival: Arrival
     spans: tuple[Span, ...]
     finished_at: float
+    dropped: bool = False
 
 
 def load(path: Path) -> list[Recorded]:
-    """The requests of a recording that were completed, by arrival. ValueError says what is wrong with it."""
+    """The requests of a recording that were completed or dropped, by arrival.
+
+    ValueError says what is wrong with it.
+    """
+    kept = (Stage.DONE.value, Stage.DROPPED.value)
     try:
-        rows = [row for row in json.loads(path.read_text()) if row["stage"] == Stage.DONE.value]
-        if not rows:
+        rows = [row for row in json.loads(path.read_text()) if row["stage"] in kept]
+        if not any(row["stage"] == Stage.DONE.value for row in rows):
             raise ValueError("no request was completed")
         start = min(_seconds(row["submitted_at"]) for row in rows)
         found = [_recorded(row, start) for row in rows]
@@ -66,7 +71,8 @@ def _recorded(row: dict[str, Any], start: float) -> Recorded:
         for span in row["spans"]
     )
     arrival = Arrival(_seconds(row["submitted_at"]) - start, submission)
-    return Recorded(arrival, spans, _seconds(row["finished_at"]) - start)
+    dropped = row["stage"] == Stage.DROPPED.value
+    return Recorded(arrival, spans, _seconds(row["finished_at"]) - start, dropped)
 
 
 def _seconds(moment: str) -> float:
@@ -111,8 +117,9 @@ def replay(
 def compare(recording: Sequence[Recorded], outcomes: Outcomes) -> dict[str, Any]:
     """How near the simulated run comes to the recorded one.
 
-    `same_degree`: the share of steps that ran at the recorded degree; `same_slots`: on the recorded GPUs as
-    well. Latencies are compared request by request: (simulated - recorded) / recorded.
+    `same_verdict`: the share of requests that were on time, late or dropped in both. `same_degree`: the
+    share of steps that ran at the recorded degree; `same_slots`: on the recorded GPUs as well. Latencies are
+    compared request by request, of those done in both, if any: (simulated - recorded) / recorded.
     """
     simulated = {tracked.id: tracked for tracked in outcomes.requests}
     pairs = [(recorded, simulated[recorded.arrival.submission.id]) for recorded in recording]
@@ -123,18 +130,23 @@ def compare(recording: Sequence[Recorded], outcomes: Outcomes) -> dict[str, Any]
         steps += len(real)
         same_degree += sum(len(virtual.get(step, ())) == len(slots) for step, slots in real.items())
         same_slots += sum(virtual.get(step) == slots for step, slots in real.items())
-        same_verdict += _late(recorded) == (tracked.finished_at > tracked.deadline)
-        took = recorded.finished_at - recorded.arrival.at
-        errors.append((tracked.finished_at - tracked.arrived_at - took) / took)
+        late = tracked.finished_at > tracked.deadline
+        dropped = tracked.stage is Stage.DROPPED
+        same_verdict += _verdict(recorded.dropped, _late(recorded)) == _verdict(dropped, late)
+        if not recorded.dropped and not dropped:
+            took = recorded.finished_at - recorded.arrival.at
+            errors.append((tracked.finished_at - tracked.arrived_at - took) / took)
     real_end = max(recorded.finished_at for recorded in recording)
     return {
         "requests": len(pairs),
+        "dropped_recorded": sum(recorded.dropped for recorded in recording),
+        "dropped_simulated": sum(tracked.stage is Stage.DROPPED for _, tracked in pairs),
         "same_verdict": same_verdict / len(pairs),
         "same_degree": same_degree / steps,
         "same_slots": same_slots / steps,
-        "latency_error_mean": mean(errors),
-        "latency_error_median_abs": median(map(abs, errors)),
-        "latency_error_max_abs": max(map(abs, errors)),
+        "latency_error_mean": mean(errors) if errors else None,
+        "latency_error_median_abs": median(map(abs, errors)) if errors else None,
+        "latency_error_max_abs": max(map(abs, errors), default=None),
         "makespan_error": (outcomes.ended_at - real_end) / real_end,
         "orders_recorded": sum(len(recorded.spans) for recorded in recording),
         "orders_simulated": sum(len(tracked.spans) for _, tracked in pairs),
@@ -149,6 +161,11 @@ def _steps(spans: Sequence[Span]) -> dict[int, tuple[int, ...]]:
         if span.stage is Stage.DENOISING
         for n in range(span.steps)
     }
+
+
+def _verdict(dropped: bool, late: bool) -> str:
+    # Who is dropped has no end to be late at.
+    return "dropped" if dropped else "late" if late else "on time"
 
 
 def _late(recorded: Recorded) -> bool:

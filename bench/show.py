@@ -55,10 +55,12 @@ def show_summary(figures: Mapping[str, Any]) -> None:
 
 _REPLAY_LABELS = {
     "requests": "requests",
-    "same_verdict": "on time in both or late in both",
+    "dropped_recorded": "dropped, recorded",
+    "dropped_simulated": "dropped, simulated",
+    "same_verdict": "on time, late or dropped in both",
     "same_degree": "steps at the recorded degree",
     "same_slots": "steps on the recorded GPUs",
-    "latency_error_mean": "latency, mean error",
+    "latency_error_mean": "latency where done in both, mean error",
     "latency_error_median_abs": "latency, median error, absolute",
     "latency_error_max_abs": "latency, largest error, absolute",
     "makespan_error": "last end, error",

@@ -14,6 +14,7 @@ from bench.cli import main
 from bench.simulator import Arrival, Simulation
 from scheduler.config import Config
 from scheduler.policies import resolve
+from scheduler.problem import Stage
 from scheduler.tracking import Submission
 from tetriserve import Client
 from tetriserve.as_json import status_json
@@ -59,21 +60,68 @@ def test_a_recorded_run_replays(processes, tmp_path):
     assert figures["same_degree"] >= 0.4
 
 
-def test_the_simulators_own_runs_replay_exactly():
-    arrivals = [Arrival(0.3 * n, Submission(f"r{n}", 512, 512, 8 + n % 3, 1.0 + n % 4)) for n in range(10)]
-    config = Config(lead_s=0.1)
+def simulated(config: Config) -> list[replay.Recorded]:
+    """A recording of a run of the simulator with more than it can have on time."""
+    arrivals = [Arrival(0.1 * n, Submission(f"r{n}", 512, 512, 8 + n % 3, 1.0 + n % 4)) for n in range(20)]
     first = Simulation(resolve("edf"), PROFILE, 4, arrivals, config=config).run()
-    recording = [
-        replay.Recorded(arrival, tuple(tracked.spans), tracked.finished_at)
-        for arrival, tracked in zip(arrivals, first.requests, strict=True)
+    return [
+        replay.Recorded(arrival, tuple(t.spans), t.finished_at, t.stage is Stage.DROPPED)
+        for arrival, t in zip(arrivals, first.requests, strict=True)
     ]
+
+
+@pytest.mark.parametrize("drop_late", [False, True])
+def test_the_simulators_own_runs_replay_exactly(drop_late):
+    config = Config(lead_s=0.1, drop_late=drop_late)
+    recording = simulated(config)
     figures = replay.compare(recording, replay.replay(recording, PROFILE, "edf", 4, config))
     assert figures["same_slots"] == figures["same_degree"] == figures["same_verdict"] == 1.0
     assert figures["latency_error_max_abs"] == 0.0
+    assert figures["dropped_recorded"] == figures["dropped_simulated"]
+    assert (figures["dropped_recorded"] > 0) == drop_late
     own = replay.measured(recording)
     for degree in (1, 2):
         if any(len(span.slots) == degree for r in recording for span in r.spans if span.steps):
             assert own.step(512, 512, degree) == pytest.approx(PROFILE.step(512, 512, degree))
+
+
+def test_latencies_are_compared_of_those_done_in_both():
+    dropping, running = Config(lead_s=0.1, drop_late=True), Config(lead_s=0.1)
+    for recorded, run in ((dropping, running), (running, dropping)):
+        recording = simulated(recorded)
+        outcomes = replay.replay(recording, PROFILE, "edf", 4, run)
+        figures = replay.compare(recording, outcomes)
+        dropped = figures["dropped_recorded"] + figures["dropped_simulated"]
+        assert dropped > 0
+        assert figures["same_verdict"] <= 1 - dropped / len(recording)
+        # As if the others had not been there.
+        done = [
+            r
+            for r, t in zip(recording, outcomes.requests, strict=True)
+            if not r.dropped and t.stage is Stage.DONE
+        ]
+        assert replay.compare(done, outcomes)["latency_error_mean"] == figures["latency_error_mean"]
+
+
+def test_who_was_dropped_is_read_with_the_others(tmp_path):
+    def row(id: str, stage: str, second: int) -> dict:
+        at = "2025-01-01T00:00:{:02}+00:00".format
+        request = {"id": id, "width": 512, "height": 512, "steps": 4, "deadline_s": 9.0, "weight": 1.0}
+        span = {"stage": "denoising", "slots": [0], "first_step": 0, "steps": 4}
+        ended = {"stage": stage, "submitted_at": at(second), "finished_at": at(second + 5)}
+        spans = [{**span, "begin": at(second), "end": at(second + 4)}]
+        return {**request, **ended, "on_late": "drop", "spans": spans}
+
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps([row("c", "failed", 0), row("b", "dropped", 3), row("a", "done", 2)]))
+    done, dropped = replay.load(file)
+    assert [(r.arrival.submission.id, r.arrival.at, r.dropped) for r in (done, dropped)] == [
+        ("a", 0.0, False),
+        ("b", 1.0, True),
+    ]
+    file.write_text(json.dumps([row("b", "dropped", 3)]))
+    with pytest.raises(ValueError, match="no request was completed"):
+        replay.load(file)
 
 
 def test_what_is_no_recording_is_named(tmp_path):
