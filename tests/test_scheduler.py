@@ -423,7 +423,7 @@ def test_no_torch_in_the_scheduler(processes, client):
         (["--lead", "-1"], "'--lead': -1.0 is not in the range x>=0"),
         (["--data-dir", "/proc/none"], "/proc/none"),
         (["--profile", "/no/such/file"], "/no/such/file"),
-        (["--profile", __file__], "width is missing"),
+        (["--profile", __file__], "no column degree, height, seconds_per_step, width"),
     ],
 )
 def test_bad_options_get_a_clear_error(tmp_path, words, says):
