@@ -5,14 +5,17 @@ core keeps it. A plan, by whatever policy, is held against it before its orders 
 leaves a witness standing is, and what the witness has begin now is given if the policy did not think of
 it. A promise is made only where a witness with the new request exists.
 
-A witness is found anew (each request in turn, earliest deadline first) or, where that loses an
-arrangement that was found before, the old one is kept, moved by what has happened since.
+A witness is found anew (each request in turn, earliest deadline first, at one degree) or, where that loses
+an arrangement that was found before, the old one is kept, moved by what has happened since. Where neither
+will do, a line-up is made of it, in which degrees change from step to step.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from scheduler.forecast import forecast
+from scheduler.policies.lineup import line_up
 from scheduler.problem import Assignment, Problem, Request, Stage
 from scheduler.timetable import Booking, Rest, Timetable, ends, slip
 
@@ -68,6 +71,11 @@ class _State:
         free_at = {slot: max(now, end) for slot, end in moment.free_at.items()}
         return cls(free_at, rests, dict(moment.room))
 
+    def without(self, request_id: str) -> "_State":
+        """The state but for one request."""
+        rests = {key: rest for key, rest in self.rests.items() if key != request_id}
+        return replace(self, rests=rests)
+
     def after(self, given: Assignment, now: float) -> "_State":
         """The state with one more order."""
         free_at, rests, room, done = dict(self.free_at), dict(self.rests), dict(self.room), dict(self.done)
@@ -96,16 +104,15 @@ def admit(moment: Moment, request: Request) -> Witness | None:
     found = _anew(problem, state, limits)
     if _on_time(found, limits, state):
         return found
-    del state.rests[request.id]
-    standing = _moved(state, witness)
-    if standing is None or not _on_time(standing, limits, state):
-        return None
-    table = Timetable(problem, state.free_at)
-    table.take(standing)
-    added = table.place(Rest.of(request, problem.now), limits[request.id])
-    if added and added[-1].end <= limits[request.id]:
-        return (*standing, *added)
-    return None
+    standing = _moved(state.without(request.id), witness)
+    if standing is not None and _on_time(standing, limits, state.without(request.id)):
+        table = Timetable(problem, state.free_at)
+        table.take(standing)
+        added = table.place(Rest.of(request, problem.now), limits[request.id])
+        if added and added[-1].end <= limits[request.id]:
+            return (*standing, *added)
+    lined_up = _lined_up(problem, state)
+    return lined_up if lined_up is not None and _on_time(lined_up, limits, state) else None
 
 
 def earliest(moment: Moment, request: Request) -> float:
@@ -215,6 +222,22 @@ def _anew(
         table.take(bookings)
         found += bookings
     return tuple(found)
+
+
+def _lined_up(problem: Problem, state: _State) -> Witness | None:
+    """What a line-up has all promised requests do; None: it has not all on time."""
+    gpus = tuple(replace(gpu, free_at=state.free_at[gpu.slot]) for gpu in problem.gpus)
+    requests = tuple(
+        replace(rest.request, stage=rest.stage, steps=rest.steps, ready_at=rest.ready, weight=1.0)
+        for rest in state.rests.values()
+    )
+    lineup = forecast(replace(problem, gpus=gpus, requests=requests, running=()))
+    if len(lineup.finish) < len(requests):
+        return None
+    log: list[Booking] = []
+    line_up(lineup.board, lineup.ranking, log)
+    # A line-up takes encodings and decodings lightly: what is in the way of others moves behind them.
+    return _moved(state, tuple(sorted(log, key=lambda booking: booking.begin)))
 
 
 def _moved(state: _State, witness: Witness) -> Witness | None:

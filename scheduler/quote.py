@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from scheduler.policies.board import Board
-from scheduler.policies.edf import by_deadline
-from scheduler.policies.lineup import Ranking, line_up, on_time
+from scheduler.forecast import forecast
+from scheduler.policies.lineup import on_time
 from scheduler.problem import Problem, Request, Stage
 
 PRECISION = 0.01
@@ -50,5 +49,4 @@ def can_meet(problem: Problem, request: Request) -> bool:
 
 def _kept(problem: Problem, more: tuple[Request, ...]) -> float:
     """Weight of the requests that would be on time with `more` of them."""
-    board = Board(replace(problem, requests=problem.requests + more))
-    return on_time(line_up(board, Ranking(by_deadline(board.works))))
+    return on_time(forecast(replace(problem, requests=problem.requests + more)))

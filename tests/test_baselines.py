@@ -143,7 +143,7 @@ def test_a_gap_makes_a_request_narrower():
 # Every plan.
 
 
-@pytest.mark.parametrize("name", ["cp-sat", "ilp", "edf", "fixed:1", "fixed:2", "rssp", *BASELINES])
+@pytest.mark.parametrize("name", ["cp-sat", "ilp", "search", "edf", "fixed:1", "fixed:4", "rssp", *BASELINES])
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 3, 4, 8]))
 def test_a_plan_gives_only_what_may_be_given(name, seed, gpus):

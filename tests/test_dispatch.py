@@ -15,7 +15,7 @@ from scheduler.config import Config
 from scheduler.dispatch import Load, best, choose, homes
 from scheduler.policies import resolve
 from scheduler.policies.by_node import by_node
-from scheduler.problem import Assignment, Gpu, Plan, Problem, Request, Stage
+from scheduler.problem import Assignment, Decision, Gpu, Plan, Problem, Request, Stage
 from scheduler.rounds import Rounds
 from scheduler.tracking import Submission
 
@@ -208,6 +208,31 @@ def test_slots_of_a_plan_are_those_of_the_cluster():
 
     moment = cluster(3, (request("a", home="n0"), request("c", home="n2")))
     assert [a.slots for a in by_node(first_free)(moment, PATIENT).assignments] == [(0,), (8,)]
+
+
+@pytest.mark.parametrize(
+    ("decisions", "source", "status"),
+    [
+        ([("heuristic", "all on time"), ("search", "too many")], "search", "too many"),
+        (
+            [("search", "optimal"), ("solver", "feasible"), ("heuristic", "nothing to give")],
+            "solver",
+            "feasible",
+        ),
+        (
+            [("heuristic", "out of time"), ("heuristic", "failed: no licence")],
+            "heuristic",
+            "failed: no licence",
+        ),
+        ([("heuristic", ""), ("heuristic", "")], "heuristic", ""),
+    ],
+)
+def test_the_decision_of_many_nodes_is_as_sure_as_the_least_sure(decisions, source, status):
+    found = iter(Decision(*decision, objective=1.0, bound=2.0) for decision in decisions)
+    moment = cluster(len(decisions), tuple(request(f"r{n}", home=f"n{n}") for n in range(len(decisions))))
+    plan = by_node(lambda _problem, _budget_s: Plan(decision=next(found)))(moment, PATIENT)
+    assert (plan.decision.source, plan.decision.status) == (source, status)
+    assert plan.decision.gap == len(decisions)
 
 
 @settings(max_examples=30, deadline=None)

@@ -114,7 +114,7 @@ def moment(deadline: float, slots: tuple[int, ...] = (0, 1, 2, 3), until: float 
     return Problem(0.0, 0.1, 0.25, gpus, (whole, urgent), PROFILE, running=running)
 
 
-@pytest.mark.parametrize("policy", ["cp-sat", "ilp"])
+@pytest.mark.parametrize("policy", ["cp-sat", "ilp", "search"])
 def test_who_just_comes_need_not_wait_for_the_end_of_an_order(policy):
     problem = moment(deadline=1.7)
     assert resolve("edf")(problem, 1.0).decision.objective == 1

@@ -1,5 +1,6 @@
 """A promised deadline is never broken by what comes later, whatever the policy; nobody waits for ever."""
 
+import itertools
 import random
 from dataclasses import replace
 from typing import Any
@@ -11,13 +12,13 @@ from hypothesis import strategies as st
 
 from bench.conditions import Conditions
 from bench.simulator import Arrival, Outcomes, Simulation
-from scheduler import pledges
+from scheduler import pledges, promises
 from scheduler.admission import Admission, judge
 from scheduler.config import Config
 from scheduler.policies import resolve
 from scheduler.policies.by_node import by_node
 from scheduler.problem import Stage
-from scheduler.promises import Kept
+from scheduler.promises import Kept, Witness
 from scheduler.rounds import Rounds
 from scheduler.tracking import Submission
 
@@ -135,6 +136,55 @@ def test_a_deadline_is_refused_with_the_earliest_that_would_not_be():
     assert judge(core, 0.0, patient, Admission.PROMISE).offer is not None
     # Looking has changed nothing.
     assert judge(core, 0.0, second, Admission.PROMISE) == refusal
+
+
+def promise_all(core: Rounds, wanted: list[tuple[tuple[int, int], int, float]]) -> list[Witness]:
+    """Ask for one promise after the other; the witnesses of those that were made."""
+    found = []
+    for number, (size, steps, deadline_s) in enumerate(wanted):
+        submission = Submission(f"r{number}", *size, steps, deadline_s)
+        offer = core.offer(0.0, submission)
+        if offer.witness is not None:
+            core.submit(0.0, submission, offer=offer)
+            found.append(offer.witness)
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(SIZES), st.integers(1, 12), st.floats(0.05, 3.0)), min_size=2, max_size=8
+    ),
+    st.sampled_from([1, 2, 4, 8]),
+)
+def test_a_witness_can_be_run_as_it_is(wanted, gpus):
+    for witness in promise_all(desk(gpus), wanted):
+        for booking, other in itertools.combinations(witness, 2):
+            if booking.request_id == other.request_id or not set(booking.slots).isdisjoint(other.slots):
+                assert booking.end <= other.begin + 1e-9 or other.end <= booking.begin + 1e-9
+        for number, (size, steps, deadline_s) in enumerate(wanted):
+            mine = sorted(
+                (b for b in witness if b.request_id == f"r{number}"), key=lambda b: (b.begin, b.end)
+            )
+            if mine:
+                kinds = [kind for kind, _ in itertools.groupby(b.stage for b in mine)]
+                assert kinds == [Stage.ENCODING, Stage.DENOISING, Stage.DECODING]
+                assert sum(b.steps for b in mine) == steps
+                assert mine[-1].end <= deadline_s
+                for b in mine[1:-1]:
+                    step = PROFILE.step(*size, len(b.slots))
+                    assert b.end - b.begin >= b.steps * step - 1e-9
+
+
+def test_what_is_promised_may_change_its_degree_for_another(monkeypatch):
+    """On two GPUs beside the other one, then on all four; there is no time for either alone."""
+    profile = PROFILE.limited(4)
+    spare = 4 * (profile.step(512, 512, 2) - profile.step(512, 512, 4))
+    wide = (512, 512), 12, profile.least_seconds(512, 512, 12, 1) + spare
+    quick = (256, 256), 4, 1.2 * profile.least_seconds(256, 256, 4, 1)
+    assert len(promise_all(desk(4), [wide, quick])) == 2
+    monkeypatch.setattr(promises, "_lined_up", lambda *_: None)
+    assert len(promise_all(desk(4), [wide, quick])) == 1
 
 
 def test_reject_late_lets_in_what_the_line_up_has_on_time():

@@ -37,6 +37,9 @@ _POLICIES: dict[str, _Entry] = {
         optional=True,
     ),
     "edf": _Entry("edf", "edf", "earliest deadline first, each at the cheapest degree that meets it"),
+    "search": _Entry(
+        "exact", "search", "what cp-sat begins with: edf, and a local search where it loses somebody"
+    ),
     "fixed": _Entry("fixed", "fixed", "static groups of K GPUs, first come first served", "K"),
     "rssp": _Entry("fixed", "rssp", "a static degree for every size, first come first served"),
     "tetriserve": _Entry(

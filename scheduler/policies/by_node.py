@@ -18,7 +18,18 @@ DISPATCH_SHARE = 0.3
 """Of the budget, for finding nodes for requests that have none."""
 RESERVE_S = 0.005
 """For putting the plans together."""
-_WORST_FIRST = ("out of time", "unknown", "feasible", "nothing to give", "optimal", "all on time", "")
+_SURE = (
+    "out of time",
+    "too many",
+    "not asked",
+    "unknown",
+    "feasible",
+    "nothing to give",
+    "optimal",
+    "all on time",
+    "",
+)
+"""What is known of a plan, the least first; any other status is a failure."""
 
 
 def by_node(policy: Policy) -> Policy:
@@ -126,10 +137,11 @@ def _merged(decisions: Sequence[Decision]) -> Decision:
     """One decision for all nodes: sums, and the least certain status."""
     if not decisions:
         return Decision()
-    statuses = {decision.status for decision in decisions}
+    statuses, sources = {d.status for d in decisions}, {d.source for d in decisions}
+    failures = sorted(statuses.difference(_SURE))
     return Decision(
-        source="solver" if any(d.source == "solver" for d in decisions) else "heuristic",
-        status=next((status for status in _WORST_FIRST if status in statuses), min(statuses)),
+        source=next(source for source in ("solver", "search", "heuristic") if source in sources),
+        status=next(status for status in (*failures, *_SURE) if status in statuses),
         objective=_sum([d.objective for d in decisions]),
         bound=_sum([d.bound for d in decisions]),
         build_s=sum(d.build_s for d in decisions),

@@ -36,7 +36,12 @@ SPARES_S = (0.0, 0.15, 0.4)
 """Kept free before deadlines in one program after the other, until an answer can be run in whole steps."""
 
 
-def exact(solver: Solver, overrun_s: float) -> Policy:
+def search() -> Policy:
+    """The policy that asks no solver: what it has in common with those that do."""
+    return exact(None, 0.0)
+
+
+def exact(solver: Solver | None, overrun_s: float) -> Policy:
     """The policy of a solver that may take `overrun_s` longer than it is told."""
 
     def plan(problem: Problem, budget_s: float) -> Plan:
@@ -58,6 +63,8 @@ def exact(solver: Solver, overrun_s: float) -> Policy:
             return finish(best, _decision(source, best))
         if not _can_give(board):
             return finish(best, _decision(source, best, "nothing to give"))
+        if solver is None:
+            return finish(best, _decision(source, best, "not asked"))
         found = _ask(solver, board, best, until)
         if found.lineup is not best:
             source, best = "solver", found.lineup
@@ -174,8 +181,3 @@ def _decision(source: str, lineup: Lineup, why: str = "out of time") -> Decision
         gpu_seconds=lineup.gpu_seconds,
         least_gpu_seconds=least_gpu_seconds(lineup),
     )
-
-
-def _value(lineup: Lineup) -> tuple[float, float]:
-    """Weight on time first, GPU-seconds second; rounded, so that noise is no improvement."""
-    return round(on_time(lineup), 6), -round(lineup.gpu_seconds, 3)

@@ -18,6 +18,7 @@ from scheduler.policies.board import Board, Work
 from scheduler.policies.mix import TOLERANCE
 from scheduler.policies.path import Path, cheapest_path
 from scheduler.problem import Assignment, Stage
+from scheduler.timetable import Booking
 
 MOVE_SECONDS = 0.01
 """What a move to other GPUs is taken to cost, beyond what the profile says of a change of group."""
@@ -73,7 +74,8 @@ NOBODY = Ranking()
 class Lineup:
     """GPUs that fill up as requests are placed."""
 
-    def __init__(self, board: Board, ranking: Ranking = NOBODY) -> None:
+    def __init__(self, board: Board, ranking: Ranking = NOBODY, log: list[Booking] | None = None) -> None:
+        """A `log` gets all that is placed, each request from end to end."""
         self.board = board
         self.ranking = ranking
         self.free = board.free
@@ -82,6 +84,7 @@ class Lineup:
         self.finish: dict[str, float] = {}
         """When each placed request will end, decoding included."""
         self.gpu_seconds = 0.0
+        self._log = log
         # When each block is free for good, and when the first reservation on each slot begins.
         self._ends = board.ends.copy()
         self._reserved = [math.inf] * len(board.free_at)
@@ -91,7 +94,7 @@ class Lineup:
         other = Lineup.__new__(Lineup)
         other.board, other.ranking, other.free = self.board, ranking, self.free
         other.pieces, other.finish = self.pieces.copy(), self.finish.copy()
-        other.gpu_seconds = self.gpu_seconds
+        other.gpu_seconds, other._log = self.gpu_seconds, None
         other._ends, other._reserved = self._ends.copy(), self._reserved.copy()
         return other
 
@@ -109,11 +112,15 @@ class Lineup:
         piece = self._single(work)
         if piece is None:
             begin, block = self._earliest(work.stage, 1, work.ready, work.held)
-            return self._reserve_path(work, work.steps, begin + work.encode, block, aim)
-        if self._reserve_path(work, work.steps, piece.end, piece.block, aim):
+            end = begin + work.encode
+        else:
+            begin, block, end = piece.begin, piece.block, piece.end
+        if not self._reserve_path(work, work.steps, end, block, aim):
+            return False
+        if piece is not None:
             self.give(piece)
-            return True
-        return False
+        self._note(work, Stage.ENCODING, block, begin, end)
+        return True
 
     def _decode(self, work: Work, aim: Aim) -> bool:
         piece = self._single(work)
@@ -125,8 +132,7 @@ class Lineup:
             self._accept(piece)
         else:
             self._reserve(block, begin)
-        self._hold(block, begin + work.decode)
-        self.finish[work.request.id] = begin + work.decode
+        self._decode_on(work, block, begin)
         return True
 
     def _denoise(self, work: Work, aim: Aim) -> bool:
@@ -161,9 +167,11 @@ class Lineup:
             else:
                 fits = piece.end <= aim.due + TOLERANCE
                 if fits:
-                    self.finish[work.request.id] = piece.end + work.decode
+                    self.finish[work.request.id] = end = piece.end + work.decode
+                    self._note(work, Stage.DECODING, piece.block & -piece.block, piece.end, end)
             if fits:
                 self.give(piece)
+                self._note(work, Stage.DENOISING, piece.block, piece.begin, piece.end, piece.steps)
                 self.gpu_seconds += degree * (piece.end - piece.begin)
                 return True
         return False
@@ -204,14 +212,20 @@ class Lineup:
         block = blocks[mix.wide]
         if path.head_steps:
             self._hold(blocks[path.head], path.switch)
+            begin = path.begin - lag
+            self._note(work, Stage.DENOISING, blocks[path.head], begin, path.switch, path.head_steps)
             if not begun:
                 self._reserve(blocks[path.head], path.begin - lag)
         if path.head_steps or not begun:
             self._reserve(block, path.switch - lag)
         leader = block & -block
-        self._hold(block, path.switch + mix.wide_steps * work.ladder.step[mix.wide])
+        end = path.switch + mix.wide_steps * work.ladder.step[mix.wide]
+        self._hold(block, end)
+        self._note(work, Stage.DENOISING, block, path.switch - lag, end, mix.wide_steps)
         if mix.narrow_steps:
-            self._hold(narrowed(block, mix.narrow), path.end)
+            narrow = narrowed(block, mix.narrow)
+            self._hold(narrow, path.end)
+            self._note(work, Stage.DENOISING, narrow, end, path.end, mix.narrow_steps)
         self._keep_decoder(work, leader, path.end)
         self.gpu_seconds += path.gpu_seconds
 
@@ -223,8 +237,13 @@ class Lineup:
             if begin > work.hard_due + TOLERANCE:
                 return
             self._reserve(leader, begin)
-        self._hold(leader, begin + work.decode)
-        self.finish[work.request.id] = begin + work.decode
+        self._decode_on(work, leader, begin)
+
+    def _decode_on(self, work: Work, block: int, begin: float) -> None:
+        end = begin + work.decode
+        self._hold(block, end)
+        self._note(work, Stage.DECODING, block, begin, end)
+        self.finish[work.request.id] = end
 
     # Running what somebody else has chosen.
 
@@ -449,6 +468,11 @@ class Lineup:
                 best, best_begin, best_rank, best_room = block, begin, rank, room
         return best_begin, best
 
+    def _note(self, work: Work, stage: Stage, block: int, begin: float, end: float, steps: int = 0) -> None:
+        if self._log is not None:
+            slots = self.board.layout.members[block]
+            self._log.append(Booking(work.request.id, stage, slots, steps, begin, end))
+
     def _hold(self, block: int, end: float) -> None:
         """Keep a block until `end`."""
         ends = self._ends
@@ -467,12 +491,12 @@ class Lineup:
         self.free &= ~piece.block
 
 
-def line_up(board: Board, ranking: Ranking) -> Lineup:
+def line_up(board: Board, ranking: Ranking, log: list[Booking] | None = None) -> Lineup:
     """Place the work in its order, each to meet its deadline with the margin, or else without.
 
     Guests are placed with their host, whose steps they share.
     """
-    lineup = Lineup(board, ranking)
+    lineup = Lineup(board, ranking, log)
     for _ in line_up_rest(lineup):
         pass
     return lineup
