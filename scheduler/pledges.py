@@ -110,7 +110,10 @@ class Pledges:
 
     def _has_aged(self, now: float, tracked: Tracked) -> bool:
         hopeless = tracked.late or tracked.deadline == math.inf or tracked.deadline < now
-        return now - tracked.arrived_at > self._view.config.age_bound_s and hopeless and not tracked.kept
+        # While an order is being taken back, nobody knows what will be left to do.
+        sound = not any(flight.fails(tracked.id) for flight in tracked.flights)
+        aged = now - tracked.arrived_at > self._view.config.age_bound_s
+        return aged and hopeless and sound and not tracked.kept
 
     def _groups(self, nodes: Iterable[str]) -> list[list[str]]:
         """Nodes that are planned together."""
