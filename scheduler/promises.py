@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from scheduler.forecast import forecast
 from scheduler.policies.lineup import line_up
-from scheduler.problem import Assignment, Problem, Request, Stage
+from scheduler.problem import ROLES, Assignment, Problem, Request, Stage
 from scheduler.timetable import Booking, Rest, Timetable, ends, slip
 
 Witness = tuple[Booking, ...]
@@ -237,7 +237,27 @@ def _lined_up(problem: Problem, state: _State) -> Witness | None:
     log: list[Booking] = []
     line_up(lineup.board, lineup.ranking, log)
     # A line-up takes encodings and decodings lightly: what is in the way of others moves behind them.
-    return _moved(state, tuple(sorted(log, key=lambda booking: booking.begin)))
+    moved = _moved(state, tuple(sorted(log, key=_turn)))
+    return moved if moved is not None and _sound(problem, moved) else None
+
+
+def _sound(problem: Problem, witness: Witness) -> bool:
+    """Whether bookings, by time, have each request's stages in their order, on GPUs that can run them."""
+    roles = {gpu.slot: gpu.roles for gpu in problem.gpus}
+    last: dict[str, int] = {}
+    for booking in witness:
+        rank = ROLES.index(booking.stage)
+        if rank < last.get(booking.request_id, 0):
+            return False
+        last[booking.request_id] = rank
+        if any(booking.stage not in roles[slot] for slot in booking.slots):
+            return False
+    return True
+
+
+def _turn(booking: Booking) -> tuple[float, int, str]:
+    """Bookings by time; what takes none comes before what follows it."""
+    return booking.begin, ROLES.index(booking.stage), booking.request_id
 
 
 def _moved(state: _State, witness: Witness) -> Witness | None:
@@ -245,12 +265,12 @@ def _moved(state: _State, witness: Witness) -> Witness | None:
     free_at = dict(state.free_at)
     ready = {key: rest.ready for key, rest in state.rests.items()}
     moved: list[Booking] = []
-    for booking in sorted(_left(state, witness), key=lambda b: (b.begin, b.request_id)):
+    for booking in sorted(_left(state, witness), key=_turn):
         if any(slot not in free_at for slot in booking.slots):
             return None
         key = booking.request_id
         begin = max(booking.begin, ready[key], *[free_at[slot] for slot in booking.slots])
-        end = begin + booking.end - booking.begin
+        end = begin + (booking.end - booking.begin)  # so that no time stays none
         free_at.update(dict.fromkeys(booking.slots, end))
         ready[key] = end
         moved.append(booking if begin == booking.begin else replace(booking, begin=begin, end=end))
@@ -291,7 +311,7 @@ def _complete(problem: Problem, state: _State, witness: Witness, given: Sequence
     seen: set[str] = set()
     again_at = math.inf
     lead, slack = problem.horizon - problem.now, slip(problem.now)
-    for booking in sorted(witness, key=lambda b: (b.begin, b.request_id)):
+    for booking in sorted(witness, key=_turn):
         key = booking.request_id
         rest = state.rests.get(key)
         possible = max([state.free_at[slot] for slot in booking.slots])

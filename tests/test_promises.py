@@ -18,6 +18,7 @@ from scheduler.config import Config
 from scheduler.policies import resolve
 from scheduler.policies.by_node import by_node
 from scheduler.problem import Stage
+from scheduler.profile import Profile
 from scheduler.promises import Kept, Witness
 from scheduler.rounds import Rounds
 from scheduler.tracking import Submission
@@ -38,14 +39,16 @@ def crowd(seed: int, gpus: int) -> list[Arrival]:
     return arrivals
 
 
-def run(policy: str, seed: int, node_size: int | None = None, **conditions: Any) -> Outcomes:
+def run(
+    policy: str, seed: int, node_size: int | None = None, profile: Profile = PROFILE, **conditions: Any
+) -> Outcomes:
     rng = random.Random(f"machine {seed}")
     gpus = rng.choice([1, 2, 3, 4, 8]) if node_size is None else 4 * node_size
     config = Config(rng.choice([0.1, 0.25]), rng.choice([0.0, 0.05]), margin_s=conditions.pop("margin", 0.0))
     plan = by_node(chaotic(seed)) if policy == "chaotic" else resolve(policy)
     simulation = Simulation(
         plan,
-        PROFILE,
+        profile,
         gpus,
         crowd(seed, gpus),
         config=config,
@@ -68,6 +71,15 @@ def broken(outcomes: Outcomes) -> list[str]:
 @given(st.integers(0, 10**6))
 def test_no_later_arrival_breaks_a_promise(policy, seed):
     assert broken(run(policy, seed)) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(["edf", "chaotic"]))
+@example(192, "edf")  # an encoding moved to the very moment at which its steps began
+@example(254, "chaotic")
+def test_nor_where_encoding_takes_no_time(seed, policy):
+    unencoded = Profile(entry for entry in PROFILE.entries if entry.kind != "encode")
+    assert broken(run(policy, seed, profile=unencoded)) == []
 
 
 @settings(max_examples=15, deadline=None)

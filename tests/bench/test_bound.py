@@ -171,10 +171,18 @@ def test_sharing_lifts_it():
     assert bound(arrivals, BATCHED, 1).weight == exhaustive(arrivals, 1, BATCHED) == 2.0
 
 
+def test_a_batch_may_be_faster_than_whole_steps_apart():
+    """As a fluid three 512s could change their degree within a step, and have no use for a batch."""
+    due = FLUX.encode() + 3 * FLUX.step(512, 512, 8, 3) + FLUX.decode(512, 512) + 1e-6
+    assert bound(trace([(0.0, 512, 3, due, 1.0)] * 3), FLUX, 8).weight == 3.0
+
+
 def test_batches_that_do_no_more_than_narrow_steps_side_by_side_count_for_nothing():
     times = ladder(FLUX, 512, 512, 8)
     assert FLUX.step(512, 512, 8, 8) < 0.4 * 8 * FLUX.step(512, 512, 8)
-    assert least_shares(FLUX, 512, 512, times, 8) == {}
+    # But three 512s on all GPUs, which are faster together than each on one or two, and no step of theirs is.
+    assert least_shares(FLUX, 512, 512, times, 8) == {8: pytest.approx(0.438, abs=0.001)}
+    assert least_shares(FLUX, 512, 512, times, 2) == {}
     few, many = (least_shares(BATCHED, 256, 256, ladder(BATCHED, 256, 256, 2), n) for n in (1, 2))
     assert few == {}
     assert many == {1: 0.625, 2: pytest.approx(0.8 / 1.5)}
