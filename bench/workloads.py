@@ -96,6 +96,8 @@ def _read_mix(path: Path) -> list[Kind]:
         for row in reader:
             fields = {name: text for name, text in row.items() if text not in (None, "")}
             try:
+                if None in row:
+                    raise ValueError("there are more values than columns")
                 kinds.append(
                     Kind(
                         width=count(fields, "width"),

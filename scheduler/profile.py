@@ -18,9 +18,9 @@ from typing import TypeVar
 N = TypeVar("N", int, float)
 
 KINDS = ("step", "encode", "decode", "switch", "layer")
+# What a file must have.
 OWN_COLUMNS = {"kind", "width", "height", "degree", "batch", "seconds"}
 PLAIN_COLUMNS = {"width", "height", "degree", "seconds_per_step"}
-"""What a file must have."""
 LAYERS = 24.0
 """Of a model whose profile does not say: SD3-medium has so many, other families more."""
 

@@ -129,6 +129,7 @@ def test_a_weight_of_nothing_in_a_mix_is_a_weight(tmp_path):
             for text in texts
         ),
         ("width,height,share\n1,1\n", "line 2: share is missing"),
+        ("width,height,share\n1,1,1,9\n", "line 2: there are more values than columns"),
         ("width,height,share\n1,1,-1\n", "line 2: share is at least 0"),
         ("width,height,share\n1,1,0\n", "add up to nothing"),
     ],
