@@ -13,6 +13,7 @@ POLICIES = (
     "cp-sat",
     "edf",
     "tetriserve",
+    "tetriserve:event",
     "srtf",
     "edf-best-fit",
     "rssp",
