@@ -25,7 +25,8 @@ CORE = {
     "dispatch": {"problem", "profile"},
     "nodes": {"dispatch", "problem", "tracking"},
     "timetable": {"placement", "problem"},
-    "promises": {"problem", "timetable"},
+    "forecast": {"policies", "problem"},
+    "promises": {"forecast", "policies", "problem", "timetable"},
     "warmth": {"placement"},
     "skipping": set[str](),
     "yielding": set[str](),
@@ -35,10 +36,22 @@ CORE = {
         *("config", "demand", "dispatch", "nodes", "placement", "problem", "profile", "skipping"),
         *("tracking", "warmth", "yielding"),
     },
+    "flights": {"orders", "tracking", "view"},
     "homes": {"dispatch", "problem", "view"},
     "pledges": {"problem", "promises", "timetable", "tracking", "view"},
     "rounds": {
-        *("config", "homes", "nodes", "orders", "placement", "pledges", "problem", "profile", "skipping"),
+        *(
+            "config",
+            "flights",
+            "homes",
+            "nodes",
+            "orders",
+            "placement",
+            "pledges",
+            "problem",
+            "profile",
+            "skipping",
+        ),
         *("tracking", "view", "warmth"),
     },
 }
@@ -83,6 +96,12 @@ def test_the_core_stands_alone(name):
     assert inner <= CORE[name]
     outside = {module.split(".")[0] for module in imports(ROOT / "scheduler" / f"{name}.py")}
     assert not outside & {"asyncio", "grpc", "threading", "time", "torch", "tetriserve"}
+
+
+def test_policies_know_nothing_of_the_core():
+    for path in (ROOT / "scheduler" / "policies").glob("*.py"):
+        inner = {module.split(".")[1] for module in imports(path) if module.startswith("scheduler.")}
+        assert inner <= {"dispatch", "placement", "policies", "problem", "profile", "timetable", "yielding"}
 
 
 def test_importing_the_scheduler_or_the_client_brings_no_torch():
