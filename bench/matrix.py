@@ -69,9 +69,9 @@ def cells(duration: float) -> Iterator[Cell]:
                 yield _cell("sd3", name, SLOW_SCALE * scale, rate, slow)
 
 
-def quick_cells() -> Iterator[Cell]:
-    """A few short ones, to see that everything works."""
-    base = Setting(Workload(mix("uniform"), duration=200.0))
+def quick_cells(duration: float) -> Iterator[Cell]:
+    """A few of them, to see that everything works."""
+    base = Setting(Workload(mix("uniform"), duration=duration))
     for name in ("uniform", "skewed"):
         for scale in (1.0, 1.5):
             for rate in (12.0, 24.0):

@@ -45,7 +45,7 @@ def paper(
     The clairvoyant bound may take `bound_limit_s` for each busy period; 0: it is left out. ValueError: one of
     the groups has no quick runs.
     """
-    found = [_lasting(duration, cell) for cell in quick_cells()] if quick else list(cells(duration))
+    found = list((quick_cells if quick else cells)(duration))
     there = list(dict.fromkeys(cell.group for cell in found))
     if lacking := [group for group in groups if group not in there]:
         raise ValueError(f"--quick has only the --groups {', '.join(there)}, not {', '.join(lacking)}")
@@ -79,11 +79,6 @@ def paper(
         setting = replace(_middle(main).setting, workload=example)
         written.append(plots.timeline(policies[0], setting, folder / "timeline.png"))
     return written
-
-
-def _lasting(duration: float, cell: Cell) -> Cell:
-    setting = cell.setting
-    return replace(cell, setting=replace(setting, workload=replace(setting.workload, duration=duration)))
 
 
 def _middle(found: Sequence[Cell]) -> Cell:

@@ -148,10 +148,10 @@ class Program:
         added = 0
         for s, by_job in enumerate(self.lanes):
             length = self.slots[s][1] - self.slots[s][0]
+            lanes = [entry for lane in by_job.values() for entry in lane]
             size = 2
             while size <= self.gpus:
                 if self.gpus % size == 0:
-                    lanes = [entry for lane in by_job.values() for entry in lane]
                     wide = [(c, share * k / size) for c, k, share in lanes if k >= size]
                     limit = self.gpus / size * length
                     used = sum(found[c] * blocks for c, blocks in wide)

@@ -104,8 +104,9 @@ def admit(moment: Moment, request: Request) -> Witness | None:
     found = _anew(problem, state, limits)
     if _on_time(found, limits, state):
         return found
-    standing = _moved(state.without(request.id), witness)
-    if standing is not None and _on_time(standing, limits, state.without(request.id)):
+    others = state.without(request.id)
+    standing = _moved(others, witness)
+    if standing is not None and _on_time(standing, limits, others):
         table = Timetable(problem, state.free_at)
         table.take(standing)
         added = table.place(Rest.of(request, problem.now), limits[request.id])

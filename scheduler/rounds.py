@@ -179,7 +179,7 @@ class Rounds:
     @property
     def busy(self) -> bool:
         """Whether any order is out."""
-        return len(self._flights) > 0
+        return bool(self._flights)
 
     @property
     def lacking(self) -> tuple[Stage, ...]:

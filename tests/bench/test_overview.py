@@ -19,7 +19,7 @@ def record(policy: str, seed: int, sar: float, spent: float = 20.0, **more):
 
 
 def test_the_first_policy_is_held_against_the_others_and_the_bound():
-    cell = next(quick_cells())
+    cell = next(quick_cells(200.0))
     records = [
         *(record("cp-sat", seed, 0.80 + seed / 100) for seed in (0, 1)),
         *(record("edf", seed, 0.75 + seed / 100, spent=25.0) for seed in (0, 1)),
@@ -38,7 +38,7 @@ def test_the_first_policy_is_held_against_the_others_and_the_bound():
 
 
 def test_what_is_the_same_has_no_sign():
-    cell = next(quick_cells())
+    cell = next(quick_cells(200.0))
     records = [record(policy, seed, 0.5) for policy in ("cp-sat", "edf") for seed in (0, 1)]
     _, row = overview([cell], {cell.name: records})
     assert row[2] == "+0.0 ±0.0"
