@@ -1,7 +1,8 @@
 """An upper bound on what any scheduler could do with a trace, even one that knows it beforehand.
 
 Who can be on time together is asked of a program in which steps are a fluid (`program.py`), for one busy
-period after another. A step that others can share takes as little of its GPUs as in the best batch for it
+period after another; where that is too large to solve in time, GPU-seconds alone say something (`energy.py`).
+A step that others can share takes as little of its GPUs as in the best batch for it
 (`batches.py`). Where the answer leaves next to no room, whole steps are looked at (`whole.py`): a set that
 they prove impossible is forbidden, and the program solved again. Places, changes of group, the lead, the
 margin and the decision time are left out, all of which only hurt a real scheduler; so is noise, so compare
@@ -16,6 +17,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.batches import least_shares
+from bench.energy import most_by_energy
 from bench.program import Job, busy_periods, fluid
 from bench.simulator import Arrival
 from bench.whole import Conflicts
@@ -24,6 +26,8 @@ from scheduler.profile import Profile
 
 RELAXED_ROUNDS, FLUID_ROUNDS, ROUNDS = 12, 3, 50
 """Times that a relaxation is solved with more block rows, the program itself, and it with conflicts."""
+ENERGY_SHARE = 0.25
+"""Of the time, at most, for a first bound by GPU-seconds alone."""
 CONFLICT_S = 2.0
 """Time for one look whether some requests can all be on time in whole steps."""
 
@@ -114,11 +118,11 @@ def _solve(jobs: Sequence[Job], gpus: int, time_limit_s: float) -> tuple[float, 
     if len(jobs) == 1:
         return everything, True, [job.id for job in jobs]
     until = time.perf_counter() + time_limit_s
+    bound, proven = min(everything, most_by_energy(jobs, gpus, ENERGY_SHARE * time_limit_s)), False
     program = fluid(jobs, gpus)
     conflicts = Conflicts(gpus, CONFLICT_S)
     columns = {job.id: z for z, job in enumerate(jobs)}
     chosen: list[Job] = []
-    bound, proven = everything, False
     # Most block rows never matter: they are added where a solution breaks them, first of the relaxation.
     for _ in range(RELAXED_ROUNDS):
         answer = program.solve(max(0.0, until - time.perf_counter()), relaxed=True)

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from bench.least import least_gpu_seconds
 from scheduler.policies.mix import Ladder
 
 TOLERANCE = 1e-9
@@ -198,10 +199,10 @@ def fluid(jobs: Sequence[Job], gpus: int) -> Program:
         if stages:
             rows.add([*((c, -1.0) for c in stages.values()), (z, job.encode + job.decode)], 0.0)
         # ... takes at least the GPU-seconds of the best mix of whole steps ...
-        best = job.ladder.cheapest(job.steps, job.steps_end - job.steps_begin)
-        if best is not None:
+        least = least_gpu_seconds(job.ladder, job.steps, job.steps_end - job.steps_begin)
+        if least < math.inf:
             spent = [(c, -float(k)) for (_, k), c in steps.items()]
-            rows.add([*spent, (z, best.gpu_seconds)], TOLERANCE * best.gpu_seconds)
+            rows.add([*spent, (z, least)], TOLERANCE * least)
     for (begin, end), by_job in zip(slots, program.lanes, strict=True):
         # ... and does one thing at a time.
         for z, lane in by_job.items():

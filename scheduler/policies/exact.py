@@ -7,11 +7,13 @@ the line-up is proved best: no plan of this moment has more on time.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from scheduler.policies.board import Board, Work
 from scheduler.policies.edf import by_deadline, finish
+from scheduler.policies.energy import build as build_choice
+from scheduler.policies.energy import densest, knapsack
 from scheduler.policies.fluid import Program, Row, Solution, build, sharing, tasks
 from scheduler.policies.interrupt import cut, yielding
 from scheduler.policies.lineup import Lineup, Ranking, follow, least_gpu_seconds, line_up, on_time
@@ -28,10 +30,13 @@ SEARCH_EFFORT = 200
 MOVES = (join, hurry, promote, give_up)
 JUST_NOW_S = 0.05
 """Arrivals of so long ago have their first plan now."""
-MAX_WORKS = 12
-"""With more requests that could be on time, the solver would not get far in the time there is."""
+MAX_WORKS, MAX_CROWD = 12, 100
+"""With more requests that could be on time, a solver would not get far in the time there is: of these with the
+fluid, of a crowd with the choice by GPU-seconds."""
 LEAST_EFFORT = 0.2
 """Share of a decision's effort without which no solver gets anywhere."""
+ROOM = (1.0, 0.95, 0.9, 0.85)
+"""Shares of the GPU-seconds to fill, until all who are chosen find a place."""
 SPARES_S = (0.0, 0.15, 0.4)
 """Kept free before deadlines in one program after the other, until an answer can be run in whole steps."""
 
@@ -51,11 +56,11 @@ def exact(solver: Solver | None, overrun_s: float) -> Policy:
         if _all_on_time(first) or budget_s <= overrun_s:
             return finish(first, _decision("heuristic", first))
         if _can_give(board):
-            best = improve(first, MOVES, SEARCH_EFFORT)
+            best = improve(_start(first), MOVES, SEARCH_EFFORT)
         untried = len(board.ended) < len(problem.running)
         if untried and not _all_on_time(best) and time.perf_counter() < until:
             board = cut(problem, problem.running)
-            other = improve(line_up(board, Ranking(by_deadline(board.works))), MOVES, SEARCH_EFFORT)
+            other = improve(_start(line_up(board, Ranking(by_deadline(board.works)))), MOVES, SEARCH_EFFORT)
             if on_time(other) > on_time(best) + TOLERANCE:
                 best = other
         source = "search" if best is not first else "heuristic"
@@ -78,6 +83,28 @@ def exact(solver: Solver | None, overrun_s: float) -> Policy:
         return finish(best, decision)
 
     return plan
+
+
+def _start(first: Lineup) -> Lineup:
+    """The line-up, or a better one in which those come first who are worth the most for their GPU-seconds."""
+    best, order = first, first.ranking.order
+    sack = knapsack(first.board, order)
+    for share in ROOM:
+        chosen = frozenset(work.request.id for work in densest(sack.scaled(share)))
+        candidate = _serving(first, chosen)
+        if on_time(candidate) > on_time(best) + TOLERANCE:
+            best = candidate
+        if chosen <= candidate.finish.keys():
+            break
+    return best
+
+
+def _serving(lineup: Lineup, chosen: Collection[str]) -> Lineup:
+    """The line-up of the same work if those `chosen`, or nothing but decoded, come first."""
+    order = sorted(
+        lineup.ranking.order, key=lambda work: work.steps > 0 and work.request.id not in chosen
+    )
+    return line_up(lineup.board, Ranking(tuple(order)))
 
 
 def _has_arrival(problem: Problem) -> bool:
@@ -105,11 +132,11 @@ class _Answer:
 def _ask(solver: Solver, board: Board, best: Lineup, until: float) -> _Answer:
     """Ask for more on time than `best` has, until the program has no more or its answer can be run."""
     answer, order = _Answer(best, _possible(best)), by_deadline(board.works)
-    if len(order) > MAX_WORKS:
-        answer.status = "too many"
-        return answer
     # Decodings are not in the program: they are placed first.
     apart = sum(work.request.weight for work in order if not work.steps)
+    if len(order) > MAX_WORKS:
+        _ask_of_crowd(solver, answer, apart, until)
+        return answer
     effort = 1.0
     for spare_s in SPARES_S:
         began = time.perf_counter()
@@ -130,11 +157,7 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float) -> _Answer:
                 began = time.perf_counter()
                 limit = _limit(solver, board, order, more, until, solution, effort)
                 answer.solve_s += time.perf_counter() - began
-            answer.status = limit.status
-            if limit.status == "infeasible":
-                answer.status, answer.bound = "optimal", on_time(best)
-            elif limit.values is not None:
-                answer.bound = min(answer.bound, apart + program.weight(limit.bound))
+            _note_bound(answer, limit, program, apart)
         if solution.values is None:
             break
         candidate = follow(board, Ranking(order), tasks(program, solution.values))
@@ -144,6 +167,44 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float) -> _Answer:
         if solution.status != "optimal":
             break  # it has taken all the effort there is, and so would the next
     return answer
+
+
+def _ask_of_crowd(solver: Solver, answer: _Answer, apart: float, until: float) -> None:
+    """The same where there are so many that only their GPU-seconds can be looked at."""
+    best = answer.lineup
+    if len(best.ranking.order) > MAX_CROWD:
+        answer.status = "too many"
+        return
+    began = time.perf_counter()
+    sack = knapsack(best.board, best.ranking.order)
+    for share in ROOM:
+        program = build_choice(sack.scaled(share))
+        built = time.perf_counter()
+        answer.build_s += built - began
+        if built >= until:
+            break
+        kept = frozenset(z for z, work in enumerate(program.works) if work.request.id in best.finish)
+        solution = solver(program, [program.more_than(on_time(best) - apart)], kept, until - built, 1.0)
+        began = time.perf_counter()
+        answer.solve_s += began - built
+        if share == 1.0:
+            _note_bound(answer, solution, program, apart)
+        if solution.values is None:
+            break
+        chosen = zip(program.works, solution.values, strict=True)
+        candidate = _serving(best, frozenset(work.request.id for work, z in chosen if z > 0.5))
+        if on_time(candidate) > on_time(best) + TOLERANCE:
+            answer.lineup = candidate
+            break
+
+
+def _note_bound(answer: _Answer, limit: Solution, program: Program, apart: float) -> None:
+    """What a relaxation says of more than the best line-up has on time."""
+    answer.status = limit.status
+    if limit.status == "infeasible":
+        answer.status, answer.bound = "optimal", on_time(answer.lineup)
+    elif limit.values is not None:
+        answer.bound = min(answer.bound, apart + program.weight(limit.bound))
 
 
 def _limit(

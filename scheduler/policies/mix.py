@@ -4,6 +4,7 @@ Least GPU-seconds for a number of steps within a time is a linear program with t
 that two degrees suffice: the wide one for as few steps as must be, the narrow one for the rest.
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -73,6 +74,23 @@ class Ladder:
                 took = fast_steps * fast_step + slow_steps * step + lag
                 total = fast_steps * fast_cost + slow_steps * cost + degree * lag
                 best = _cheaper(best, Mix(fast, fast_steps, degree, slow_steps, took, total))
+        return best
+
+    def least_gpu_seconds(self, steps: float, seconds: float) -> float:
+        """What `steps` within `seconds` take at least, however they are split, parts of steps and switches aside.
+
+        The least of the linear program that `cheapest` rounds; all at the fastest where that is too slow, too.
+        """
+        seconds = max(seconds, steps * self.fastest)
+        best = math.inf
+        for degree, step in self.step.items():
+            if steps * step <= seconds:
+                best = min(best, steps * degree * step)
+                continue
+            for fast, fast_step in self.step.items():
+                if steps * fast_step <= seconds:
+                    quick = (steps * step - seconds) / (step - fast_step)
+                    best = min(best, quick * fast * fast_step + (steps - quick) * degree * step)
         return best
 
     def at_once(self, steps: int) -> Mix:

@@ -1,0 +1,102 @@
+"""Whom to serve where time is not enough for all, by GPU-seconds alone: a knapsack with deadlines.
+
+Whoever is due by some moment has taken the GPU-seconds of all of its steps by then, and all of these together
+no more than there are until then. Degrees, places and the rest are left to the line-up. Where each request has
+much more time than its steps take, that is all that matters, and there are far more choices than a search
+could place.
+"""
+
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from scheduler.policies.board import Board, Work
+from scheduler.policies.fluid import MS, WEIGHT_UNIT, Program, Row, sharing
+from scheduler.problem import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Knapsack:
+    """`works` with steps left, earliest deadline first, with two columns in GPU-seconds.
+
+    `needs` is the least that the steps of each take, `rooms` what there is for steps until it has to be done.
+    """
+
+    works: tuple[Work, ...]
+    needs: tuple[float, ...]
+    rooms: tuple[float, ...]
+
+    def scaled(self, share: float) -> "Knapsack":
+        """The same with a share of the room."""
+        return replace(self, rooms=tuple(share * room for room in self.rooms))
+
+
+def knapsack(board: Board, works: Iterable[Work]) -> Knapsack:
+    """Of the work that has steps left."""
+    works = tuple(sorted((work for work in works if work.steps), key=lambda work: work.hard_due))
+    able = board.able[Stage.DENOISING]
+    free_at = [board.free_at[slot] for slot in board.layout.slots if able >> slot & 1]
+    rooms = tuple(sum(max(0.0, work.hard_due - at) for at in free_at) for work in works)
+    return Knapsack(works, tuple(_needs(works)), rooms)
+
+
+def _needs(works: Sequence[Work]) -> list[float]:
+    least = [
+        work.ladder.least_gpu_seconds(work.steps, work.hard_due - work.ready - work.encode) for work in works
+    ]
+    for lanes, members in sharing(works):
+        each = min(k * t / b for k, times in lanes.items() for b, t in enumerate(times[: len(members)], 1))
+        for z in members:
+            least[z] = min(least[z], works[z].steps * each)
+    return least
+
+
+def densest(knapsack: Knapsack) -> list[Work]:
+    """A good choice of those that fit together.
+
+    Whenever a deadline is reached with more work than room, those of the least weight for their GPU-seconds
+    go; who still fits in the end comes back.
+    """
+    works, needs, rooms = knapsack.works, knapsack.needs, knapsack.rooms
+
+    def value(z: int) -> float:
+        return works[z].request.weight / max(needs[z], 1e-9)
+
+    heap: list[tuple[float, int]] = []
+    out: list[int] = []
+    load = 0.0
+    for z, room in enumerate(rooms):
+        heapq.heappush(heap, (value(z), z))
+        load += needs[z]
+        while load > room:
+            _, least = heapq.heappop(heap)
+            load -= needs[least]
+            out.append(least)
+    chosen = {z for _, z in heap}
+    loads = accumulate(needs[z] if z in chosen else 0.0 for z in range(len(works)))
+    spare = [room - load for room, load in zip(rooms, loads, strict=True)]
+    for z in sorted(out, key=value, reverse=True):
+        if needs[z] <= min(spare[z:]):
+            chosen.add(z)
+            spare[z:] = [left - needs[z] for left in spare[z:]]
+    return [work for z, work in enumerate(works) if z in chosen]
+
+
+def build(knapsack: Knapsack) -> Program:
+    """The choice as a program; its best value bounds what any plan can have on time."""
+    works = knapsack.works
+    costs = [math.floor(MS * need) for need in knapsack.needs]
+    loads = accumulate(costs)
+    rows = [
+        Row(tuple(enumerate(costs[: z + 1])), limit)
+        for z, (load, room) in enumerate(zip(loads, knapsack.rooms, strict=True))
+        if load > (limit := math.ceil(MS * room))
+    ]
+    scale = 1 + sum(costs)
+    gains = [
+        scale * round(WEIGHT_UNIT * work.request.weight) - cost
+        for work, cost in zip(works, costs, strict=True)
+    ]
+    return Program(works, (), (1,) * len(works), tuple(gains), tuple(rows), scale)
