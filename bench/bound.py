@@ -2,12 +2,11 @@
 
 Who can be on time together is asked of a program in which steps are a fluid (`program.py`), for one busy
 period after another; where that is too large to solve in time, GPU-seconds alone say something (`energy.py`).
-A step that others can share takes as little of its GPUs as in the best batch for it
-(`batches.py`). Where the answer leaves next to no room, whole steps are looked at (`whole.py`): a set that
-they prove impossible is forbidden, and the program solved again. Places, changes of group, the lead, the
-margin and the decision time are left out, all of which only hurt a real scheduler; so is noise, so compare
-with runs without any. The solver's dual bound makes a time limit harmless: it loosens the bound, but never
-makes it wrong.
+A step that others can share takes as little of its GPUs as in the best batch for it (`batches.py`). Where the
+answer leaves next to no room, whole steps are looked at (`whole.py`): a set that they prove impossible is
+forbidden, and the program solved again. Places, changes of group, the lead, the margin and the decision time
+are left out, all of which only hurt a real scheduler; so is noise, so compare with runs without any. The
+solver's dual bound makes a time limit harmless: it loosens the bound, but never makes it wrong.
 """
 
 import math

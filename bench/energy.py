@@ -1,4 +1,4 @@
-"""The most weight on time by GPU-seconds alone: quick, and looser than the fluid, for when that takes too long.
+"""The most weight on time by GPU-seconds alone: quick, looser than the fluid, for when that takes too long.
 
 All whose windows lie between two moments take no more GPU-seconds together than there are between them.
 """

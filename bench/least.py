@@ -7,6 +7,9 @@ import numpy as np
 
 from scheduler.policies.mix import TOLERANCE, Ladder
 
+MOST_COUNTS = 1_000_000
+"""More are not looked at: parts of steps are a little less than whole ones."""
+
 
 @lru_cache(maxsize=4096)
 def least_gpu_seconds(ladder: Ladder, steps: int, seconds: float) -> float:
@@ -15,10 +18,12 @@ def least_gpu_seconds(ladder: Ladder, steps: int, seconds: float) -> float:
     Of any number of degrees, unlike `Ladder.cheapest`, which plans with two: where whole steps leave a little
     time over, one of them at a third degree can be cheaper.
     """
-    # The least for n steps within every number of the first degrees' seconds would be a knapsack in time;
-    # counts are few, so all counts of all degrees but the narrowest two are looked at, side by side.
     narrow, *rest = ladder.degrees
     middle, wider = (rest[0], rest[1:]) if rest else (narrow, [])
+    if (steps + 1) ** len(wider) > MOST_COUNTS:
+        possible = steps * ladder.fastest <= seconds + TOLERANCE
+        return ladder.least_gpu_seconds(steps, seconds + TOLERANCE) if possible else math.inf
+    # All counts of all degrees but the narrowest two, side by side.
     counts = np.meshgrid(*[np.arange(steps + 1)] * len(wider), indexing="ij")
     left = steps - sum(counts, start=np.zeros(()))
     time = seconds + TOLERANCE - sum((n * ladder.step[k] for n, k in zip(counts, wider, strict=True)), 0.0)

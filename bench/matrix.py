@@ -23,7 +23,20 @@ POLICIES = (
     "fixed:8",
 )
 
-GROUPS = ("flux", "bursts", "unrelated", "weights", "homogeneous", "small-heavy", "small-heavy sd3", "sd3")
+GROUPS = (
+    "flux",
+    "bursts",
+    "unrelated",
+    "weights",
+    "crowds",
+    "homogeneous",
+    "small-heavy",
+    "small-heavy sd3",
+    "sd3",
+)
+
+CROWDED_RATES = {"uniform": (48.0, 72.0), "skewed": (36.0, 48.0)}
+"""More than eight GPUs can do, so that with long deadlines tens of requests could each be on time."""
 
 SLOW_SCALE = 4.0
 """SD3-medium needs 4 to 5 times the paper's deadlines on four A40 with 50 steps (docs/profiles.md)."""
@@ -54,11 +67,16 @@ def cells(duration: float) -> Iterator[Cell]:
                 yield _cell("bursts", name, scale, rate, base, process="burst")
                 yield _cell("unrelated", name, scale, rate, base, deadlines="unrelated")
                 yield _cell("weights", name, scale, rate, base, weights="tiers")
+    # Many times the requests: a quarter of the time has plenty.
+    short = replace(base.workload, duration=duration / 4)
+    crowded = replace(base, workload=replace(short, deadlines="unrelated"))
+    for weights in ("equal", "tiers"):
+        for name, rates in CROWDED_RATES.items():
+            for rate in rates:
+                yield _cell("crowds", name, 2.0, rate, crowded, f"crowds {weights}", weights=weights)
     for side in BASE_DEADLINES:
         yield _cell("homogeneous", f"only:{side}x{side}", 1.2, 12.0, base)
     slow = replace(base, profile="sd3-medium-4xa40", gpus=4)
-    # Ten times the requests: a quarter of the time has plenty.
-    short = replace(base.workload, duration=duration / 4)
     for rate in SMALL_RATES:
         yield _cell("small-heavy", "small-heavy", 1.2, rate, replace(base, workload=short))
         # Where a small picture does not fill a GPU, so that batches matter.
@@ -79,11 +97,13 @@ def quick_cells(duration: float) -> Iterator[Cell]:
     yield _cell("bursts", "skewed", 1.2, 12.0, base, process="burst")
 
 
-def _cell(group: str, name: str, scale: float, rate: float, base: Setting, **how: str) -> Cell:
+def _cell(
+    group: str, name: str, scale: float, rate: float, base: Setting, label: str = "", **how: str
+) -> Cell:
     workload = replace(base.workload, kinds=mix(name), slo_scale=scale, rate=rate)
     workload = replace(workload, **how)  # type: ignore[arg-type]
-    label = f"{group} {name} {scale:g}x {rate:g}/min"
-    return Cell(label, group, name, scale, rate, replace(base, workload=workload))
+    title = f"{label or group} {name} {scale:g}x {rate:g}/min"
+    return Cell(title, group, name, scale, rate, replace(base, workload=workload))
 
 
 def default_profile_cells(found: list[Cell]) -> list[Cell]:

@@ -1,8 +1,8 @@
 """Whom to serve where time is not enough for all, by GPU-seconds alone: a knapsack with deadlines.
 
 Whoever is due by some moment has taken the GPU-seconds of all of its steps by then, and all of these together
-no more than there are until then. Degrees, places and the rest are left to the line-up. Where each request has
-much more time than its steps take, that is all that matters, and there are far more choices than a search
+no more than there are until then. Degrees, places and the rest are left to the line-up. Where each request
+has much more time than its steps take, that is all that matters, and there are far more choices than a search
 could place.
 """
 

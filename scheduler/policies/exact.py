@@ -31,8 +31,8 @@ MOVES = (join, hurry, promote, give_up)
 JUST_NOW_S = 0.05
 """Arrivals of so long ago have their first plan now."""
 MAX_WORKS, MAX_CROWD = 12, 100
-"""With more requests that could be on time, a solver would not get far in the time there is: of these with the
-fluid, of a crowd with the choice by GPU-seconds."""
+"""With more requests that could be on time, a solver would not get far in the time there is, with the fluid
+and with GPU-seconds alone."""
 LEAST_EFFORT = 0.2
 """Share of a decision's effort without which no solver gets anywhere."""
 ROOM = (1.0, 0.95, 0.9, 0.85)
@@ -101,9 +101,7 @@ def _start(first: Lineup) -> Lineup:
 
 def _serving(lineup: Lineup, chosen: Collection[str]) -> Lineup:
     """The line-up of the same work if those `chosen`, or nothing but decoded, come first."""
-    order = sorted(
-        lineup.ranking.order, key=lambda work: work.steps > 0 and work.request.id not in chosen
-    )
+    order = sorted(lineup.ranking.order, key=lambda work: work.steps > 0 and work.request.id not in chosen)
     return line_up(lineup.board, Ranking(tuple(order)))
 
 

@@ -77,9 +77,9 @@ class Ladder:
         return best
 
     def least_gpu_seconds(self, steps: float, seconds: float) -> float:
-        """What `steps` within `seconds` take at least, however they are split, parts of steps and switches aside.
+        """What `steps` within `seconds` take at least, in whatever parts, switches aside.
 
-        The least of the linear program that `cheapest` rounds; all at the fastest where that is too slow, too.
+        The value of the linear program that `cheapest` rounds; where nothing is fast enough, of the fastest.
         """
         seconds = max(seconds, steps * self.fastest)
         best = math.inf
