@@ -7,7 +7,7 @@ the line-up is proved best: no plan of this moment has more on time.
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from scheduler.policies.board import Board, Work
@@ -37,6 +37,8 @@ LEAST_EFFORT = 0.2
 """Share of a decision's effort without which no solver gets anywhere."""
 ROOM = (1.0, 0.95, 0.9, 0.85)
 """Shares of the GPU-seconds to fill, until all who are chosen find a place."""
+CORE = 0.85
+"""Share of that whose fill comes first of all: if arrivals cost somebody the place, then the least worth."""
 SPARES_S = (0.0, 0.15, 0.4)
 """Kept free before deadlines in one program after the other, until an answer can be run in whole steps."""
 
@@ -90,8 +92,8 @@ def _start(first: Lineup) -> Lineup:
     best, order = first, first.ranking.order
     sack = knapsack(first.board, order)
     for share in ROOM:
-        chosen = frozenset(work.request.id for work in densest(sack.scaled(share)))
-        candidate = _serving(first, chosen)
+        chosen, core = (_ids(densest(sack.scaled(part))) for part in (share, CORE * share))
+        candidate = _serving(first, core, chosen)
         if on_time(candidate) > on_time(best) + TOLERANCE:
             best = candidate
         if chosen <= candidate.finish.keys():
@@ -99,10 +101,19 @@ def _start(first: Lineup) -> Lineup:
     return best
 
 
-def _serving(lineup: Lineup, chosen: Collection[str]) -> Lineup:
-    """The line-up of the same work if those `chosen`, or nothing but decoded, come first."""
-    order = sorted(lineup.ranking.order, key=lambda work: work.steps > 0 and work.request.id not in chosen)
-    return line_up(lineup.board, Ranking(tuple(order)))
+def _ids(works: Iterable[Work]) -> frozenset[str]:
+    return frozenset(work.request.id for work in works)
+
+
+def _serving(lineup: Lineup, *chosen: Collection[str]) -> Lineup:
+    """The line-up of the same work if one set of ids after the other comes first, behind decodings."""
+
+    def place(work: Work) -> int:
+        if not work.steps:
+            return -1
+        return next((at for at, ids in enumerate(chosen) if work.request.id in ids), len(chosen))
+
+    return line_up(lineup.board, Ranking(tuple(sorted(lineup.ranking.order, key=place))))
 
 
 def _has_arrival(problem: Problem) -> bool:
@@ -189,8 +200,8 @@ def _ask_of_crowd(solver: Solver, answer: _Answer, apart: float, until: float) -
             _note_bound(answer, solution, program, apart)
         if solution.values is None:
             break
-        chosen = zip(program.works, solution.values, strict=True)
-        candidate = _serving(best, frozenset(work.request.id for work, z in chosen if z > 0.5))
+        chosen = _ids(w for w, z in zip(program.works, solution.values, strict=True) if z > 0.5)
+        candidate = _serving(best, chosen)
         if on_time(candidate) > on_time(best) + TOLERANCE:
             answer.lineup = candidate
             break
