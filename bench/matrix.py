@@ -70,10 +70,9 @@ def cells(duration: float) -> Iterator[Cell]:
     # Many times the requests: a quarter of the time has plenty.
     short = replace(base.workload, duration=duration / 4)
     crowded = replace(base, workload=replace(short, deadlines="unrelated"))
-    for weights in ("equal", "tiers"):
-        for name, rates in CROWDED_RATES.items():
-            for rate in rates:
-                yield _cell("crowds", name, 2.0, rate, crowded, f"crowds {weights}", weights=weights)
+    for name, rates in CROWDED_RATES.items():
+        for rate in rates:
+            yield _cell("crowds", name, 2.0, rate, crowded, weights="tiers")
     for side in BASE_DEADLINES:
         yield _cell("homogeneous", f"only:{side}x{side}", 1.2, 12.0, base)
     slow = replace(base, profile="sd3-medium-4xa40", gpus=4)
@@ -97,13 +96,11 @@ def quick_cells(duration: float) -> Iterator[Cell]:
     yield _cell("bursts", "skewed", 1.2, 12.0, base, process="burst")
 
 
-def _cell(
-    group: str, name: str, scale: float, rate: float, base: Setting, label: str = "", **how: str
-) -> Cell:
+def _cell(group: str, name: str, scale: float, rate: float, base: Setting, **how: str) -> Cell:
     workload = replace(base.workload, kinds=mix(name), slo_scale=scale, rate=rate)
     workload = replace(workload, **how)  # type: ignore[arg-type]
-    title = f"{label or group} {name} {scale:g}x {rate:g}/min"
-    return Cell(title, group, name, scale, rate, replace(base, workload=workload))
+    label = f"{group} {name} {scale:g}x {rate:g}/min"
+    return Cell(label, group, name, scale, rate, replace(base, workload=workload))
 
 
 def default_profile_cells(found: list[Cell]) -> list[Cell]:
