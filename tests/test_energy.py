@@ -123,6 +123,6 @@ def test_it_is_worth_its_place(monkeypatch):
     """Where all have time and few fit, a search of 200 placements finds much less without it."""
     moments = [crowd("flux1-dev-8xh100", 8, 30, seed) for seed in range(8)]
     with_it = sum(resolve("search")(moment, PATIENT).decision.objective for moment in moments)
-    monkeypatch.setattr(exact, "_start", lambda lineup: lineup)
+    monkeypatch.setattr(exact, "start", lambda lineup: lineup)
     without = sum(resolve("search")(moment, PATIENT).decision.objective for moment in moments)
     assert with_it > 1.05 * without, (with_it, without)

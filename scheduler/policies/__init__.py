@@ -38,7 +38,9 @@ _POLICIES: dict[str, _Entry] = {
     ),
     "edf": _Entry("edf", "edf", "earliest deadline first, each at the cheapest degree that meets it"),
     "search": _Entry(
-        "exact", "search", "what cp-sat begins with: edf, and a local search where it loses somebody"
+        "exact",
+        "search",
+        "what cp-sat begins with: edf, and a choice and a local search where it loses somebody",
     ),
     "fixed": _Entry("fixed", "fixed", "static groups of K GPUs, first come first served", "K"),
     "rssp": _Entry("fixed", "rssp", "a static degree for every size, first come first served"),

@@ -7,13 +7,13 @@ the line-up is proved best: no plan of this moment has more on time.
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from scheduler.policies.board import Board, Work
 from scheduler.policies.edf import by_deadline, finish
+from scheduler.policies.energy import ROOM, ids_of, knapsack, serving, start
 from scheduler.policies.energy import build as build_choice
-from scheduler.policies.energy import densest, knapsack
 from scheduler.policies.fluid import Program, Row, Solution, build, sharing, tasks
 from scheduler.policies.interrupt import cut, yielding
 from scheduler.policies.lineup import Lineup, Ranking, follow, least_gpu_seconds, line_up, on_time
@@ -35,10 +35,6 @@ MAX_WORKS, MAX_CROWD = 12, 100
 and with GPU-seconds alone."""
 LEAST_EFFORT = 0.2
 """Share of a decision's effort without which no solver gets anywhere."""
-ROOM = (1.0, 0.95, 0.9, 0.85)
-"""Shares of the GPU-seconds to fill, until all who are chosen find a place."""
-CORE = 0.85
-"""Share of that whose fill comes first of all: if arrivals cost somebody the place, then the least worth."""
 SPARES_S = (0.0, 0.15, 0.4)
 """Kept free before deadlines in one program after the other, until an answer can be run in whole steps."""
 
@@ -58,11 +54,11 @@ def exact(solver: Solver | None, overrun_s: float) -> Policy:
         if _all_on_time(first) or budget_s <= overrun_s:
             return finish(first, _decision("heuristic", first))
         if _can_give(board):
-            best = improve(_start(first), MOVES, SEARCH_EFFORT)
+            best = improve(start(first), MOVES, SEARCH_EFFORT)
         untried = len(board.ended) < len(problem.running)
         if untried and not _all_on_time(best) and time.perf_counter() < until:
             board = cut(problem, problem.running)
-            other = improve(_start(line_up(board, Ranking(by_deadline(board.works)))), MOVES, SEARCH_EFFORT)
+            other = improve(start(line_up(board, Ranking(by_deadline(board.works)))), MOVES, SEARCH_EFFORT)
             if on_time(other) > on_time(best) + TOLERANCE:
                 best = other
         source = "search" if best is not first else "heuristic"
@@ -85,35 +81,6 @@ def exact(solver: Solver | None, overrun_s: float) -> Policy:
         return finish(best, decision)
 
     return plan
-
-
-def _start(first: Lineup) -> Lineup:
-    """The line-up, or a better one in which those come first who are worth the most for their GPU-seconds."""
-    best, order = first, first.ranking.order
-    sack = knapsack(first.board, order)
-    for share in ROOM:
-        chosen, core = (_ids(densest(sack.scaled(part))) for part in (share, CORE * share))
-        candidate = _serving(first, core, chosen)
-        if on_time(candidate) > on_time(best) + TOLERANCE:
-            best = candidate
-        if chosen <= candidate.finish.keys():
-            break
-    return best
-
-
-def _ids(works: Iterable[Work]) -> frozenset[str]:
-    return frozenset(work.request.id for work in works)
-
-
-def _serving(lineup: Lineup, *chosen: Collection[str]) -> Lineup:
-    """The line-up of the same work if one set of ids after the other comes first, behind decodings."""
-
-    def place(work: Work) -> int:
-        if not work.steps:
-            return -1
-        return next((at for at, ids in enumerate(chosen) if work.request.id in ids), len(chosen))
-
-    return line_up(lineup.board, Ranking(tuple(sorted(lineup.ranking.order, key=place))))
 
 
 def _has_arrival(problem: Problem) -> bool:
@@ -200,8 +167,8 @@ def _ask_of_crowd(solver: Solver, answer: _Answer, apart: float, until: float) -
             _note_bound(answer, solution, program, apart)
         if solution.values is None:
             break
-        chosen = _ids(w for w, z in zip(program.works, solution.values, strict=True) if z > 0.5)
-        candidate = _serving(best, chosen)
+        chosen = ids_of(w for w, z in zip(program.works, solution.values, strict=True) if z > 0.5)
+        candidate = serving(best, chosen)
         if on_time(candidate) > on_time(best) + TOLERANCE:
             answer.lineup = candidate
             break
