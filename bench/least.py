@@ -21,8 +21,9 @@ def least_gpu_seconds(ladder: Ladder, steps: int, seconds: float) -> float:
     narrow, *rest = ladder.degrees
     middle, wider = (rest[0], rest[1:]) if rest else (narrow, [])
     if (steps + 1) ** len(wider) > MOST_COUNTS:
-        possible = steps * ladder.fastest <= seconds + TOLERANCE
-        return ladder.least_gpu_seconds(steps, seconds + TOLERANCE) if possible else math.inf
+        if steps * ladder.fastest > seconds + TOLERANCE:
+            return math.inf
+        return ladder.least_gpu_seconds(steps, seconds + TOLERANCE)
     # All counts of all degrees but the narrowest two, side by side.
     counts = np.meshgrid(*[np.arange(steps + 1)] * len(wider), indexing="ij")
     left = steps - sum(counts, start=np.zeros(()))

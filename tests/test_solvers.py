@@ -189,7 +189,7 @@ def test_a_solver_without_an_answer_leaves_the_heuristic_standing():
 def test_who_knows_better_is_followed(monkeypatch, effort, source):
     """The earliest deadline is the most expensive: giving it up saves four others."""
     monkeypatch.setattr("scheduler.policies.exact.SEARCH_EFFORT", effort)
-    monkeypatch.setattr("scheduler.policies.exact.start", lambda lineup: lineup)
+    monkeypatch.setattr("scheduler.policies.exact.start", lambda lineup, _until: lineup)
     now = 0.0
     wide = Request("wide", 2048, 2048, Stage.DENOISING, 18, now, now, deadline=2.9)
     small = [Request(f"s{n}", 1024, 1024, Stage.DENOISING, 20, now, now, deadline=3.0) for n in range(4)]

@@ -19,6 +19,7 @@ _STATUS = {
     cp_model.FEASIBLE: "feasible",
     cp_model.INFEASIBLE: "infeasible",
     cp_model.UNKNOWN: "unknown",
+    cp_model.MODEL_INVALID: "failed",  # numbers beyond 64 bits
 }
 GAP = 0.01
 """Share of all GPU-seconds that a solution may take beyond the least and still be called optimal."""

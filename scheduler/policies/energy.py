@@ -8,12 +8,13 @@ could place.
 
 import heapq
 import math
+import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from scheduler.policies.board import Board, Work
-from scheduler.policies.fluid import MS, WEIGHT_UNIT, Program, Row, sharing
+from scheduler.policies.fluid import MS, Program, Row, sharing, units
 from scheduler.policies.lineup import Lineup, Ranking, line_up, on_time
 from scheduler.policies.mix import TOLERANCE
 from scheduler.problem import Stage
@@ -25,7 +26,7 @@ CORE = 0.85
 
 
 @dataclass(frozen=True, slots=True)
-class Knapsack:
+class Loads:
     """`works` with steps left, earliest deadline first, with two columns in GPU-seconds.
 
     `needs` is the least that the steps of each take, `rooms` what there is for steps until it has to be done.
@@ -35,18 +36,18 @@ class Knapsack:
     needs: tuple[float, ...]
     rooms: tuple[float, ...]
 
-    def scaled(self, share: float) -> "Knapsack":
+    def scaled(self, share: float) -> "Loads":
         """The same with a share of the room."""
         return replace(self, rooms=tuple(share * room for room in self.rooms))
 
 
-def knapsack(board: Board, works: Iterable[Work]) -> Knapsack:
+def loads_of(board: Board, works: Iterable[Work]) -> Loads:
     """Of the work that has steps left."""
     works = tuple(sorted((work for work in works if work.steps), key=lambda work: work.hard_due))
     able = board.able[Stage.DENOISING]
     free_at = [board.free_at[slot] for slot in board.layout.slots if able >> slot & 1]
     rooms = tuple(sum(max(0.0, work.hard_due - at) for at in free_at) for work in works)
-    return Knapsack(works, tuple(_needs(works)), rooms)
+    return Loads(works, tuple(_needs(works)), rooms)
 
 
 def _needs(works: Sequence[Work]) -> list[float]:
@@ -55,18 +56,19 @@ def _needs(works: Sequence[Work]) -> list[float]:
     ]
     for lanes, members in sharing(works):
         each = min(k * t / b for k, times in lanes.items() for b, t in enumerate(times[: len(members)], 1))
+        each = min(each, works[members[0]].ladder.least_cost)  # some steps shared, others not
         for z in members:
             least[z] = min(least[z], works[z].steps * each)
     return least
 
 
-def densest(knapsack: Knapsack) -> list[Work]:
+def densest(loads: Loads) -> list[Work]:
     """A good choice of those that fit together.
 
     Whenever a deadline is reached with more work than room, those of the least weight for their GPU-seconds
     go; who still fits in the end comes back.
     """
-    works, needs, rooms = knapsack.works, knapsack.needs, knapsack.rooms
+    works, needs, rooms = loads.works, loads.needs, loads.rooms
 
     def value(z: int) -> float:
         return works[z].request.weight / max(needs[z], 1e-9)
@@ -82,8 +84,8 @@ def densest(knapsack: Knapsack) -> list[Work]:
             load -= needs[least]
             out.append(least)
     chosen = {z for _, z in heap}
-    loads = accumulate(needs[z] if z in chosen else 0.0 for z in range(len(works)))
-    spare = [room - load for room, load in zip(rooms, loads, strict=True)]
+    taken = accumulate(needs[z] if z in chosen else 0.0 for z in range(len(works)))
+    spare = [room - load for room, load in zip(rooms, taken, strict=True)]
     for z in sorted(out, key=value, reverse=True):
         if needs[z] <= min(spare[z:]):
             chosen.add(z)
@@ -91,17 +93,25 @@ def densest(knapsack: Knapsack) -> list[Work]:
     return [work for z, work in enumerate(works) if z in chosen]
 
 
-def start(first: Lineup) -> Lineup:
-    """The line-up, or a better one in which those come first who are worth the most for their GPU-seconds."""
-    best, order = first, first.ranking.order
-    sack = knapsack(first.board, order)
+def start(first: Lineup, until: float = math.inf) -> Lineup:
+    """The line-up, or a better one in which those come first who are worth the most for their GPU-seconds.
+
+    None is looked for after `until`, by `time.perf_counter`.
+    """
+    board, order = first.board, first.ranking.order
+    best, loads = first, loads_of(board, order)
+    known = set()
     for share in ROOM:
-        chosen, core = (ids_of(densest(sack.scaled(part))) for part in (share, CORE * share))
-        candidate = serving(first, core, chosen)
-        if on_time(candidate) > on_time(best) + TOLERANCE:
-            best = candidate
-        if chosen <= candidate.finish.keys():
+        if time.perf_counter() >= until:
             break
+        chosen, core = (ids_of(densest(loads.scaled(part))) for part in (share, CORE * share))
+        if (chosen, core) not in known:
+            known.add((chosen, core))
+            candidate = serving(board, order, core, chosen)
+            if on_time(candidate) > on_time(best) + TOLERANCE:
+                best = candidate
+            if chosen <= candidate.finish.keys():
+                break
     return best
 
 
@@ -110,30 +120,27 @@ def ids_of(works: Iterable[Work]) -> frozenset[str]:
     return frozenset(work.request.id for work in works)
 
 
-def serving(lineup: Lineup, *chosen: Collection[str]) -> Lineup:
-    """The line-up of the same work if one set of ids after the other comes first, behind decodings."""
+def serving(board: Board, order: Iterable[Work], *chosen: Collection[str]) -> Lineup:
+    """The line-up of work in its order, but one set of ids after the other first, behind decodings."""
 
     def place(work: Work) -> int:
         if not work.steps:
             return -1
         return next((at for at, ids in enumerate(chosen) if work.request.id in ids), len(chosen))
 
-    return line_up(lineup.board, Ranking(tuple(sorted(lineup.ranking.order, key=place))))
+    return line_up(board, Ranking(tuple(sorted(order, key=place))))
 
 
-def build(knapsack: Knapsack) -> Program:
+def build(loads: Loads) -> Program:
     """The choice as a program; its best value bounds what any plan can have on time."""
-    works = knapsack.works
-    costs = [math.floor(MS * need) for need in knapsack.needs]
-    loads = accumulate(costs)
+    works = loads.works
+    costs = [math.floor(MS * need) for need in loads.needs]
+    totals = accumulate(costs)
     rows = [
         Row(tuple(enumerate(costs[: z + 1])), limit)
-        for z, (load, room) in enumerate(zip(loads, knapsack.rooms, strict=True))
+        for z, (load, room) in enumerate(zip(totals, loads.rooms, strict=True))
         if load > (limit := math.ceil(MS * room))
     ]
     scale = 1 + sum(costs)
-    gains = [
-        scale * round(WEIGHT_UNIT * work.request.weight) - cost
-        for work, cost in zip(works, costs, strict=True)
-    ]
+    gains = [scale * units(work.request.weight) - cost for work, cost in zip(works, costs, strict=True)]
     return Program(works, (), (1,) * len(works), tuple(gains), tuple(rows), scale)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from scheduler.policies.board import Board, Work
 from scheduler.policies.edf import by_deadline, finish
-from scheduler.policies.energy import ROOM, ids_of, knapsack, serving, start
+from scheduler.policies.energy import ROOM, ids_of, loads_of, serving, start
 from scheduler.policies.energy import build as build_choice
 from scheduler.policies.fluid import Program, Row, Solution, build, sharing, tasks
 from scheduler.policies.interrupt import cut, yielding
@@ -30,7 +30,7 @@ SEARCH_EFFORT = 200
 MOVES = (join, hurry, promote, give_up)
 JUST_NOW_S = 0.05
 """Arrivals of so long ago have their first plan now."""
-MAX_WORKS, MAX_CROWD = 12, 100
+MAX_WORKS, MAX_CROWD = 12, 60
 """With more requests that could be on time, a solver would not get far in the time there is, with the fluid
 and with GPU-seconds alone."""
 LEAST_EFFORT = 0.2
@@ -54,11 +54,12 @@ def exact(solver: Solver | None, overrun_s: float) -> Policy:
         if _all_on_time(first) or budget_s <= overrun_s:
             return finish(first, _decision("heuristic", first))
         if _can_give(board):
-            best = improve(start(first), MOVES, SEARCH_EFFORT)
+            best = improve(start(first, until), MOVES, SEARCH_EFFORT)
         untried = len(board.ended) < len(problem.running)
         if untried and not _all_on_time(best) and time.perf_counter() < until:
             board = cut(problem, problem.running)
-            other = improve(start(line_up(board, Ranking(by_deadline(board.works)))), MOVES, SEARCH_EFFORT)
+            other = line_up(board, Ranking(by_deadline(board.works)))
+            other = improve(start(other, until), MOVES, SEARCH_EFFORT)
             if on_time(other) > on_time(best) + TOLERANCE:
                 best = other
         source = "search" if best is not first else "heuristic"
@@ -111,7 +112,7 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float) -> _Answer:
     # Decodings are not in the program: they are placed first.
     apart = sum(work.request.weight for work in order if not work.steps)
     if len(order) > MAX_WORKS:
-        _ask_of_crowd(solver, answer, apart, until)
+        _ask_of_crowd(solver, board, answer, apart, until)
         return answer
     effort = 1.0
     for spare_s in SPARES_S:
@@ -145,22 +146,24 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float) -> _Answer:
     return answer
 
 
-def _ask_of_crowd(solver: Solver, answer: _Answer, apart: float, until: float) -> None:
+def _ask_of_crowd(solver: Solver, board: Board, answer: _Answer, apart: float, until: float) -> None:
     """The same where there are so many that only their GPU-seconds can be looked at."""
     best = answer.lineup
-    if len(best.ranking.order) > MAX_CROWD:
+    order = best.ranking.order if best.board is board else by_deadline(board.works)
+    if len(order) > MAX_CROWD:
         answer.status = "too many"
         return
     began = time.perf_counter()
-    sack = knapsack(best.board, best.ranking.order)
+    loads, effort = loads_of(board, order), 1.0
     for share in ROOM:
-        program = build_choice(sack.scaled(share))
+        program = build_choice(loads.scaled(share))
         built = time.perf_counter()
         answer.build_s += built - began
-        if built >= until:
+        if built >= until or not program.works or effort < LEAST_EFFORT:
             break
         kept = frozenset(z for z, work in enumerate(program.works) if work.request.id in best.finish)
-        solution = solver(program, [program.more_than(on_time(best) - apart)], kept, until - built, 1.0)
+        solution = solver(program, [program.more_than(on_time(best) - apart)], kept, until - built, effort)
+        effort -= solution.effort
         began = time.perf_counter()
         answer.solve_s += began - built
         if share == 1.0:
@@ -168,7 +171,7 @@ def _ask_of_crowd(solver: Solver, answer: _Answer, apart: float, until: float) -
         if solution.values is None:
             break
         chosen = ids_of(w for w, z in zip(program.works, solution.values, strict=True) if z > 0.5)
-        candidate = serving(best, chosen)
+        candidate = serving(board, order, chosen)
         if on_time(candidate) > on_time(best) + TOLERANCE:
             answer.lineup = candidate
             break

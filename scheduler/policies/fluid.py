@@ -25,12 +25,19 @@ from scheduler.problem import Stage
 
 MS = 1000
 WEIGHT_UNIT = 1000
+NOISE = 1e-6
+"""Of weights, in units: they are sums of many floats."""
 STEP_UNIT = 1_000_000
 SHARE_UNIT = 1000
 MAX_DEADLINES = 10
 """Spans are cut at this many deadlines at most."""
 GRAIN_S = 0.1
 """Orders in flight end within moments of each other: spans are cut at multiples of this, rounded down."""
+
+
+def units(weight: float) -> int:
+    """A request's weight as a whole number, rounded up, so that bounds stay bounds."""
+    return math.ceil(WEIGHT_UNIT * weight - NOISE)
 
 
 class Use(NamedTuple):
@@ -71,8 +78,8 @@ class Program:
 
     def more_than(self, weight: float) -> Row:
         """More than this weight is on time."""
-        terms = tuple((z, -round(WEIGHT_UNIT * work.request.weight)) for z, work in enumerate(self.works))
-        return Row(terms, -round(WEIGHT_UNIT * weight) - 1)
+        terms = tuple((z, -units(work.request.weight)) for z, work in enumerate(self.works))
+        return Row(terms, -math.floor(WEIGHT_UNIT * weight + NOISE) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +154,7 @@ def build(board: Board, works: Sequence[Work], spare_s: float = 0.0, batches: bo
 
     # Objective: the most weight on time, then, where it is not only a bound, the fewest GPU-seconds.
     scale = 1 + len(board.layout.slots) * sum(lengths)
-    gains = [scale * round(WEIGHT_UNIT * work.request.weight) for work in works]
+    gains = [scale * units(work.request.weight) for work in works]
     gains += [0] * (len(columns.uppers) - len(gains))
     uses = tuple(entry for lane in own for entry in lane)
     if not batches:
