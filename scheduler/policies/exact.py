@@ -44,8 +44,8 @@ def search() -> Policy:
     return exact(None, 0.0)
 
 
-def exact(solver: Solver | None, overrun_s: float) -> Policy:
-    """The policy of a solver that may take `overrun_s` longer than it is told."""
+def exact(solver: Solver | None, overrun_s: float, crowd: int = MAX_CROWD) -> Policy:
+    """The policy of a solver that may take `overrun_s` longer than it is told, for so many requests at most."""
 
     def plan(problem: Problem, budget_s: float) -> Plan:
         until = time.perf_counter() + budget_s - overrun_s
@@ -69,7 +69,7 @@ def exact(solver: Solver | None, overrun_s: float) -> Policy:
             return finish(best, _decision(source, best, "nothing to give"))
         if solver is None:
             return finish(best, _decision(source, best, "not asked"))
-        found = _ask(solver, board, best, until)
+        found = _ask(solver, board, best, until, crowd)
         if found.lineup is not best:
             source, best = "solver", found.lineup
         decision = replace(
@@ -106,11 +106,14 @@ class _Answer:
     solve_s: float = 0.0
 
 
-def _ask(solver: Solver, board: Board, best: Lineup, until: float) -> _Answer:
+def _ask(solver: Solver, board: Board, best: Lineup, until: float, crowd: int) -> _Answer:
     """Ask for more on time than `best` has, until the program has no more or its answer can be run."""
     answer, order = _Answer(best, _possible(best)), by_deadline(board.works)
     # Decodings are not in the program: they are placed first.
     apart = sum(work.request.weight for work in order if not work.steps)
+    if len(order) > crowd:
+        answer.status = "too many"
+        return answer
     if len(order) > MAX_WORKS:
         _ask_of_crowd(solver, board, answer, apart, until)
         return answer
@@ -150,9 +153,6 @@ def _ask_of_crowd(solver: Solver, board: Board, answer: _Answer, apart: float, u
     """The same where there are so many that only their GPU-seconds can be looked at."""
     best = answer.lineup
     order = best.ranking.order if best.board is board else by_deadline(board.works)
-    if len(order) > MAX_CROWD:
-        answer.status = "too many"
-        return
     began = time.perf_counter()
     loads, effort = loads_of(board, order), 1.0
     for share in ROOM:

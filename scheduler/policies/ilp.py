@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 import pulp
 
-from scheduler.policies.exact import exact
+from scheduler.policies.exact import MAX_WORKS, exact
 from scheduler.policies.fluid import STEP_UNIT, Program, Row, Solution
 from scheduler.problem import Policy
 
@@ -31,7 +31,8 @@ def ilp(solver: str = "cbc") -> Policy:
     installed = [name for name, known in SOLVERS.items() if pulp.getSolver(known, msg=False).available()]
     if solver not in installed:
         raise ValueError(f"unknown or missing solver {solver!r}; installed are {', '.join(installed)}")
-    return exact(partial(solve, solver=solver), OVERRUN_S)
+    # The choice among more would take it several processes.
+    return exact(partial(solve, solver=solver), OVERRUN_S, crowd=MAX_WORKS)
 
 
 def solve(
