@@ -45,7 +45,7 @@ def search() -> Policy:
 
 
 def exact(solver: Solver | None, overrun_s: float, crowd: int = MAX_CROWD) -> Policy:
-    """The policy of a solver that may take `overrun_s` longer than it is told, for so many requests at most."""
+    """The policy of a solver that may overrun its time by `overrun_s`, for so many requests at most."""
 
     def plan(problem: Problem, budget_s: float) -> Plan:
         until = time.perf_counter() + budget_s - overrun_s
