@@ -113,11 +113,10 @@ def _jobs(arrivals: Iterable[Arrival], profile: Profile, gpus: int) -> list[Job]
 
 def _solve(jobs: Sequence[Job], gpus: int, time_limit_s: float) -> tuple[float, bool, list[str]]:
     """The most weight on time in one busy period, whether that is proven, and whose it is."""
-    everything = sum(job.weight for job in jobs)
     if len(jobs) == 1:
-        return everything, True, [job.id for job in jobs]
+        return jobs[0].weight, True, [jobs[0].id]
     until = time.perf_counter() + time_limit_s
-    bound, proven = min(everything, most_by_energy(jobs, gpus, ENERGY_SHARE * time_limit_s)), False
+    bound, proven = most_by_energy(jobs, gpus, ENERGY_SHARE * time_limit_s), False
     program = fluid(jobs, gpus)
     conflicts = Conflicts(gpus, CONFLICT_S)
     columns = {job.id: z for z, job in enumerate(jobs)}

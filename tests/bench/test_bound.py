@@ -158,7 +158,7 @@ def test_never_below_the_best_schedule_there_is(wanted, gpus, times):
     assert bound(arrivals, times, gpus).weight >= exhaustive(arrivals, gpus, times) - 1e-6
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(wanted_tiny, st.sampled_from([1, 2, 4]))
 def test_nor_where_steps_can_be_shared(wanted, gpus):
     arrivals = trace(wanted)
