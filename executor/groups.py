@@ -264,7 +264,7 @@ class Groups:
         """Their leader's store, with its troubles as ConnectionError."""
         try:
             yield self._store_of(members)
-        except dist.DistError as error:
-            # An answer that comes late would be taken for that to the next question.
+        except (ConnectionError, dist.DistError) as error:
+            # A silent one stays so: its late answer would be taken for that to the next question.
             self._clients.pop(members[0].store, None)
             raise ConnectionError(str(error)) from error

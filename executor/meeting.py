@@ -90,9 +90,8 @@ class Meeting:
 
     def called_off(self) -> str:
         """Why it was called off; empty where it was not."""
-        if not self._store.check([self._answer]):
-            return ""
-        verdict, _, reason = self._store.get(self._answer).decode().partition(" ")
+        answer = rendezvous.read(self._store, self._answer) or b""
+        verdict, _, reason = answer.decode().partition(" ")
         return reason if verdict == "off" else ""
 
     def result(self, timeout_s: float, look: Callable[[], None]) -> Agreement:
@@ -126,8 +125,7 @@ class Meeting:
 
     def peek(self, key: str) -> bytes | None:
         """What the leader has told under this key; None: nothing yet."""
-        key = f"{self._prefix}say/{key}"
-        return bytes(self._store.get(key)) if self._store.check([key]) else None
+        return rendezvous.read(self._store, f"{self._prefix}say/{key}")
 
     def read(
         self,

@@ -2,12 +2,12 @@
 
 torch's public API makes groups out of one world that every process joins at the start and that dies
 with any of them. Here each process is a world of its own, and a group is what its members agree on by
-name. That is private API of torch; all of it is in this file and in stand_in.py, and torch is pinned.
+name. That is private API of torch; all of it is in this file and in collectives.py, and torch is pinned.
 
 Two more things that torch does not offer for gloo are done through the sockets of a group, which this
 module knows: `Link.cut` fails within milliseconds what blocks in the group on this member, or on another
 that waits for it (gloo's own `abort` and `shutdown` leave a blocked collective blocked), and `Link.broken`
-says whether a peer is gone, without taking part in anything.
+says whether a peer is gone, without taking part in anything; see also collectives.py.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
+from executor.collectives import Collectives, GlooCollectives
+
 # How long members may take to connect once all have agreed to make a group; nothing can interrupt it.
 CONNECT_TIMEOUT_S = 10.0
 
@@ -37,7 +39,7 @@ class Link:
         self._aborting = False
 
     def broken(self) -> bool:
-        """Whether a peer has closed its end. Never blocks; always False on NCCL, which has no such sign."""
+        """Whether a peer is gone, or the link cut. Never blocks; always False on NCCL, without a sign."""
         return any(_at_end(s) for s in self._sockets)
 
     def cut(self) -> None:
@@ -107,19 +109,20 @@ class World:
         backend = self._gloo_backend(prefixed, rank, size)
         fresh = _own_sockets() - before
         sockets = [s for fd in fresh if (s := _gloo_socket(fd, self.port, frozenset(ports)))]
-        return Link(self._register(name, prefixed, rank, size, backend), sockets)
+        pg = GlooCollectives(backend, name, over=lambda: any(_at_end(s) for s in sockets))
+        return self.adopt(pg, sockets)
 
-    def adopt(self, pg: dist.ProcessGroup, name: str) -> Link:
-        """Let torch know a process group that was made elsewhere, under a name never used before."""
+    def adopt(self, pg: Collectives, sockets: Iterable[socket.socket] = ()) -> Link:
+        """Let torch know a process group in Python, whose name was never used before."""
         c10d._register_pg_in_world(
             pg,
             backend_name="gloo",
             store=dist.HashStore(),
-            group_name=name,
+            group_name=pg.group_name,
             backend_config="cpu:gloo",
             rank_mapping={(peer - pg.rank()) % pg.size(): peer for peer in range(pg.size())},
         )
-        return Link(pg, [])
+        return Link(pg, list(sockets))
 
     def close(self) -> None:
         """Leave the world; every link must be closed before."""

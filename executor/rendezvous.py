@@ -22,6 +22,9 @@ import torch.distributed as dist
 EXCHANGE_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 1.0
 
+# What no key has as its value.
+_NOTHING = "\0nothing"
+
 _POLL_S = 0.0002
 _SLOWEST_POLL_S = 0.001
 
@@ -66,14 +69,6 @@ class RemoteStore:
     def check(self, keys: list[str]) -> bool:
         """Whether all keys are there."""
         return bool(self._call(self.native.check, keys))
-
-    def get(self, key: str) -> bytes:
-        """The value of a key that is there."""
-        return bytes(self._call(self.native.get, key))
-
-    def multi_get(self, keys: list[str]) -> list[bytes]:
-        """The values of keys that are there."""
-        return [bytes(value) for value in self._call(self.native.multi_get, keys)]
 
     def set(self, key: str, value: str | bytes) -> None:
         """Write a value."""
@@ -137,6 +132,15 @@ def connect(address: str) -> RemoteStore:
             raise ConnectionError(f"no store at {address!r}: {error}") from error
 
 
+def read(store: dist.Store | RemoteStore, key: str) -> bytes | None:
+    """The value of a key; None: it has none.
+
+    In one exchange, which torch answers at once: its `get` blocks where the key is deleted after a `check`.
+    """
+    value = bytes(store.compare_set(key, _NOTHING, _NOTHING))
+    return None if value == _NOTHING.encode() else value
+
+
 def wait(
     store: dist.Store | RemoteStore,
     keys: Sequence[str],
@@ -159,7 +163,9 @@ def wait(
     while True:
         gone = left()
         if store.check(wanted):
-            return store.multi_get(wanted)
+            values = [value for key in wanted if (value := read(store, key)) is not None]
+            if len(values) == len(wanted):
+                return values
         if gone:
             raise gone
         check()

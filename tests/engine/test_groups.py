@@ -21,10 +21,14 @@ def add_up(
     """The sum of what every member brings."""
     group = worker.group(epoch, slots, meeting, timeout_s=timeout_s)
     with group.running():
-        total = torch.tensor([own])
-        if group.degree > 1:
-            dist.all_reduce(total, group=group.pg)
-    return int(total)
+        brought = [own] if group.degree == 1 else gathered(group.pg, torch.tensor([own])).tolist()
+    return sum(brought)
+
+
+def gathered(pg: dist.ProcessGroup, own: torch.Tensor) -> torch.Tensor:
+    everything = own.new_empty(pg.size() * own.numel())
+    dist.all_gather_single(everything, own, group=pg)
+    return everything
 
 
 def sums(crew: Crew, slots: list[int], meeting: str, epoch: int = 1) -> list[int]:
@@ -150,8 +154,8 @@ def test_what_a_member_wrote_before_it_left_counts():
             before, self.written = self.written, True
             return before
 
-        def multi_get(self, _: list[str]) -> list[bytes]:
-            return [b"so long"]
+        def compare_set(self, *_: str) -> bytes:
+            return b"so long"
 
     store = Store()
     gone = lambda: GroupAborted("a member has left") if store.written else None  # noqa: E731
@@ -247,7 +251,7 @@ def block_until_dropped(worker: Worker, slots: list[int], meeting: str, where: s
     try:
         if where == "collective":
             with group.running():
-                dist.all_reduce(torch.zeros(1), group=group.pg)
+                gathered(group.pg, torch.zeros(1))
         elif where == "reading":
             group.read("never said", COLLECTIVE_TIMEOUT_S)
         else:
@@ -270,6 +274,33 @@ def test_whoever_waits_in_a_dropped_group_is_freed(crew, where):
     assert (late.kind, late.lost) == ("GroupAborted", (3,))
     assert sums(crew, slots, f"{where} again", epoch=2) == [total(slots)]
     crew.all([1], reset)
+
+
+def exchange_until_dropped(
+    worker: Worker, slots: list[int], meeting: str, thousands: int, after_s: float
+) -> float:
+    """Exchange so many numbers again and again, until the leader drops the group; when that had an end."""
+    group = worker.group(1, slots, meeting)
+    if group.leads:
+        threading.Timer(after_s, worker.groups.drop, (2, [slots[0]])).start()
+    sent = torch.zeros(len(slots) * thousands * 1000)
+    try:
+        with group.running():
+            while True:
+                dist.all_to_all_single(torch.empty_like(sent), sent, group=group.pg)
+    except GroupAborted:
+        return time.time()
+
+
+@pytest.mark.parametrize("thousands", [1, 16_000])
+def test_whoever_is_in_the_middle_of_a_collective_is_freed(crew, thousands):
+    """gloo loses what is half sent when a connection ends, however it ends."""
+    slots = [3, 1]
+    for turn in range(5):
+        job = (exchange_until_dropped, (slots, f"{turn}", thousands, 0.2 + 0.013 * turn))
+        began = time.time()
+        assert max(crew.run(dict.fromkeys(slots, job)).values()) - began < COLLECTIVE_TIMEOUT_S / 4
+        crew.all(slots, reset)
 
 
 def fail(worker: Worker, slots: list[int], meeting: str) -> None:
@@ -373,6 +404,36 @@ def test_a_leader_whose_store_is_gone_is_named(crew):
     for address in ("127.0.0.1:1", "nonsense"):
         (answer,) = crew.all([0], lead_nowhere, address, check=False)
         assert (answer.kind, answer.lost) == ("GroupAborted", (7,))
+
+
+class Deleting:
+    """A store whose keys are deleted right after a look."""
+
+    def __init__(self, store: dist.Store | rendezvous.RemoteStore, leaders: dist.Store) -> None:
+        self.store, self.leaders = store, leaders
+        self.compare_set = store.compare_set
+
+    def check(self, keys: list[str]) -> bool:
+        there = self.store.check(keys)
+        for key in keys:
+            self.leaders.delete_key(key)
+        return there
+
+
+def test_what_is_deleted_meanwhile_keeps_nobody_waiting():
+    """A leader that begins anew deletes all keys, at any moment of its members' reading."""
+    server = rendezvous.StoreServer("127.0.0.1")
+    member = rendezvous.connect(server.address)
+    for store in (server.store, member):
+        server.store.set("word", b"")
+        assert rendezvous.read(store, "word") == b""
+        assert rendezvous.wait(store, ["word"], 1, lambda: None) == [b""]
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            rendezvous.wait(Deleting(store, server.store), ["word"], 0.1, lambda: None)
+        assert rendezvous.read(store, "word") is None
+        assert not store.check(["word"])
+        assert time.monotonic() - began < rendezvous.EXCHANGE_TIMEOUT_S / 2
 
 
 def test_one_process_is_one_world():
