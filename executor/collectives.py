@@ -107,6 +107,11 @@ class GlooCollectives(Collectives):
         """See Collectives. DistNetworkError: a peer is gone, or the group was cut."""
         self._wait(self._backend._allgather_base(received, sent))
 
+    def broadcast(self, tensors: list[torch.Tensor], options: Any) -> dist.Work:
+        """The root's tensors, to all; what the hand-over is measured against."""
+        self._wait(self._backend.broadcast(tensors, options))
+        return _done()
+
     def _wait(self, work: dist.Work) -> None:
         was_over = False
         while True:
