@@ -42,7 +42,8 @@ class Request:
     DECODING on). It can start at `ready_at`, the end of its last order (at most `Problem.now`
     where it waits). `slots` hold its latent, leader first; empty before its first order. `home` is the node
     that it is planned on, where that is settled. `alone`: it must not share a step with others now.
-    `lora` is its adapter and how much of it. A `promised` deadline must be kept.
+    `lora` is its adapter and how much of it. A `promised` deadline must be kept. `ending`: an order of it is
+    being ended early, at `ready_at`; the next can be given once that is reported.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Request:
     alone: bool = False
     lora: str = ""
     promised: bool = False
+    ending: bool = False
 
     @property
     def batch_key(self) -> tuple[object, ...]:
@@ -157,6 +159,10 @@ class Problem:
                 return self.profile.decode(request.width, request.height)
             case _:
                 raise ValueError(f"no order is about {request.stage}")
+
+    def startable(self, request: Request) -> bool:
+        """Whether the request can be given an order in this plan."""
+        return request.ready_at <= self.horizon and not request.ending
 
     def least_seconds(self, request: Request) -> float:
         """Seconds that all that is left takes at the fastest degrees, without waiting."""

@@ -188,6 +188,11 @@ class Flight:
         return request_id in self.withdrawn or self._failed
 
     @property
+    def ends_early(self) -> bool:
+        """Whether it has been interrupted, and nothing else is known of it."""
+        return self.last_step < math.inf and not self._failed
+
+    @property
     def _failed(self) -> bool:
         return any(report.outcome is not Outcome.OK for report in self.reports)
 

@@ -74,6 +74,11 @@ class View:
         """The steps that planning counts of what a request has not been ordered yet."""
         return left(self.computed(tracked.submission.steps), tracked.next_step)
 
+    def steps_behind(self, flight: Flight, steps: int) -> int:
+        """What is left, as planning counts it, of a flight's only request after so many of its steps."""
+        (part,) = flight.order.parts
+        return left(self.computed(self.active[part.request_id].submission.steps), part.first_step + steps)
+
     def members(self, flight: Flight) -> list[Tracked]:
         """The flight's requests that have not ended."""
         return [self.active[id] for id in flight.order.request_ids if id in self.active]
@@ -152,15 +157,18 @@ class View:
         ):
             # Most of a long queue only waits: what planning saw last time will do.
             return seen
-        ready_at = max((flight.end for flight in flights), default=tracked.arrived_at)
-        if len(flights) >= QUEUE_DEPTH or any(flight.fails(s.id) for flight in flights):
-            ready_at = max(ready_at, never)
         assert tracked.next_stage is not None
+        stage, ending = tracked.next_stage, bool(flights) and flights[0].ends_early
+        ready_at = max((flight.end for flight in flights), default=tracked.arrived_at)
+        if ending:
+            stage, steps = Stage.DENOISING, self.steps_behind(flights[0], int(flights[0].last_step))
+        elif len(flights) >= QUEUE_DEPTH or any(flight.fails(s.id) for flight in flights):
+            ready_at = max(ready_at, never)
         tracked.seen = Request(
             id=s.id,
             width=s.width,
             height=s.height,
-            stage=tracked.next_stage,
+            stage=stage,
             steps=steps,
             ready_at=ready_at,
             arrived_at=tracked.arrived_at,
@@ -172,6 +180,7 @@ class View:
             home=tracked.home,
             alone=tracked.alone,
             promised=tracked.kept,
+            ending=ending,
         )
         return tracked.seen
 
@@ -216,11 +225,11 @@ class View:
             flight = self.interruptible(order.request_ids[0])
             if flight is None:
                 continue
-            part, tracked = order.parts[0], self.active[order.request_ids[0]]
+            tracked = self.active[order.request_ids[0]]
             step, ends = self.stops(now, flight)
             in_time = ends <= self.horizon(now) or order.yields
             if step < order.steps + len(tracked.flights) - 1 and in_time:
-                steps = left(self.computed(tracked.submission.steps), part.first_step + step)
+                steps = self.steps_behind(flight, step)
                 rest = self.outstanding(tracked, self.never(now))
                 rest = replace(rest, stage=Stage.DENOISING, steps=steps, ready_at=ends, slots=order.slots)
                 until, in_vain = tracked.flights[-1].end, tracked.in_vain and not flight.steps_reported

@@ -84,7 +84,7 @@ def _waiting(
     waiting = [
         (problem.is_late(r), r.deadline, r.arrived_at, r.id, r)
         for r in problem.requests
-        if r.stage is stage and r.ready_at <= problem.horizon and not r.alone and r.id not in given
+        if r.stage is stage and problem.startable(r) and not r.alone and r.id not in given
     ]
     return [r for late, *_, r in sorted(waiting, key=lambda w: w[:-1]) if not (late and r.drop_late)]
 

@@ -95,7 +95,7 @@ class Board:
 
     def startable(self, work: Work) -> bool:
         """Whether the work can be given an order now."""
-        return work.ready <= self.problem.horizon
+        return self.problem.startable(work.request)
 
     def _work(self, request: Request) -> Work:
         problem, profile = self.problem, self.problem.profile

@@ -56,12 +56,12 @@ def _static(degree_of: Callable[[Problem, Request], int]) -> Policy:
                 # After a fault two can have come to share GPUs: one at a time.
                 continue
             blocks.take(block)
-            if request.ready_at <= problem.horizon and all(free_at[s] <= problem.horizon for s in block):
+            if problem.startable(request) and all(free_at[s] <= problem.horizon for s in block):
                 assignments.append(_assignment(problem, request, block, able_to, free_at))
         for slot in [slot for slot in blocks.free if free_at[slot] > problem.horizon]:
             blocks.take([slot])
         for request in sorted(waiting, key=lambda r: (r.arrived_at, r.id)):
-            if request.ready_at > problem.horizon:
+            if not problem.startable(request):
                 continue
             found = blocks.find(degree_of(problem, request))
             if found is None or not _runs_on(able_to, request, found):
