@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from bench.runs import profile
 from bench.simulator import Arrival, Simulation
 from scheduler.config import Config
 from scheduler.orders import Give, Order, Outcome, Report, Truncate
@@ -72,11 +73,20 @@ def test_what_is_interrupted_ends_at_its_step_and_goes_on_from_there(core):
     assert [order.request_ids for order in orders(effects)] == [("urgent",)]
     assert core.slots[1].queue[-1].end == pytest.approx(0.2)
     assert core.snapshot(0.12).running == ()
+    # Until its members have reported it can be given no order, but plans know what is left of it and when.
+    seen = core.snapshot(0.12)
+    (long,) = (request for request in seen.requests if request.id == "long")
+    assert (long.ending, long.steps, long.ready_at) == (True, 18, pytest.approx(0.2))
+    assert long.ready_at < seen.horizon
+    assert not seen.startable(long)
+    assert all("long" not in order.request_ids for order in resolve("edf")(seen, 1.0).assignments)
     for slot in (0, 1):
         core.order_done(0.2, 2, Report(slot, Outcome.OK, {"long": 2}, 0.2))
     long = core.requests["long"]
     assert (long.next_stage, long.next_step, long.steps_done) == (Stage.DENOISING, 2, 2)
     assert long.failures == 0
+    (seen,) = (request for request in core.snapshot(0.2).requests if request.id == "long")
+    assert (seen.ending, seen.steps) == (False, 18)
 
 
 def test_what_is_queued_behind_is_taken_back_with_it(core):
@@ -169,3 +179,16 @@ def test_more_are_on_time_than_without():
         return sum(bool(tracked.late) for tracked in outcomes.requests)
 
     assert late("cp-sat") < late("edf")
+
+
+def test_who_gives_way_is_expected_back_as_soon_as_its_step_has_ended():
+    """A large one can lend half of its GPUs for a small one's steps, if nothing else holds it up."""
+    arrivals = [
+        Arrival(0.0, Submission("large", 2048, 2048, 50, 6.5)),
+        Arrival(1.4428, Submission("small", 512, 512, 50, 2.6)),
+    ]
+    config = Config(round_s=0.25, lead_s=0.1, margin_s=0.1)
+    times = profile("flux1-dev-8xh100")
+    outcomes = Simulation(resolve("cp-sat"), times, 8, arrivals, config=config).run()
+    assert outcomes.rejected == 0
+    assert [tracked.late for tracked in outcomes.requests] == [False, False]

@@ -35,8 +35,6 @@ MAX_WORKS, MAX_CROWD = 12, 60
 and with GPU-seconds alone."""
 LEAST_EFFORT = 0.2
 """Share of a decision's effort without which no solver gets anywhere."""
-SPARES_S = (0.0, 0.15, 0.4)
-"""Kept free before deadlines in one program after the other, until an answer can be run in whole steps."""
 
 
 def search() -> Policy:
@@ -107,7 +105,7 @@ class _Answer:
 
 
 def _ask(solver: Solver, board: Board, best: Lineup, until: float, crowd: int) -> _Answer:
-    """Ask for more on time than `best` has, until the program has no more or its answer can be run."""
+    """Ask for more on time than `best` has."""
     answer, order = _Answer(best, _possible(best)), by_deadline(board.works)
     # Decodings are not in the program: they are placed first.
     apart = sum(work.request.weight for work in order if not work.steps)
@@ -117,35 +115,26 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float, crowd: int) -
     if len(order) > MAX_WORKS:
         _ask_of_crowd(solver, board, answer, apart, until)
         return answer
-    effort = 1.0
-    for spare_s in SPARES_S:
-        began = time.perf_counter()
-        program = build(board, order, spare_s)
-        built = time.perf_counter()
-        answer.build_s += built - began
-        if built >= until or not program.works or effort < LEAST_EFFORT:
-            break
-        kept = frozenset(z for z, work in enumerate(program.works) if work.request.id in best.finish)
-        more = program.more_than(on_time(best) - apart)
-        solution = solver(program, [more], kept, until - built, effort)
-        effort -= solution.effort
-        answer.solve_s += time.perf_counter() - built
-        if spare_s == 0:
-            # Only this program is a relaxation, and where steps can be shared another one.
-            limit = solution
-            if sharing(order):
-                began = time.perf_counter()
-                limit = _limit(solver, board, order, more, until, solution, effort)
-                answer.solve_s += time.perf_counter() - began
-            _note_bound(answer, limit, program, apart)
-        if solution.values is None:
-            break
-        candidate = follow(board, Ranking(order), tasks(program, solution.values))
-        if on_time(candidate) > on_time(best) + TOLERANCE:
-            answer.lineup = candidate
-            break
-        if solution.status != "optimal":
-            break  # it has taken all the effort there is, and so would the next
+    began = time.perf_counter()
+    program = build(board, order)
+    built = time.perf_counter()
+    answer.build_s = built - began
+    if built >= until or not program.works:
+        return answer
+    kept = frozenset(z for z, work in enumerate(program.works) if work.request.id in best.finish)
+    more = program.more_than(on_time(best) - apart)
+    limit = solution = solver(program, [more], kept, until - built, 1.0)
+    if sharing(order):
+        # The program is no relaxation of plans with batches.
+        limit = _limit(solver, board, order, more, until, solution)
+    answer.solve_s = time.perf_counter() - built
+    _note_bound(answer, limit, program, apart)
+    if solution.values is not None:
+        for found in tasks(program, solution.values):
+            candidate = follow(board, Ranking(order), found)
+            if on_time(candidate) > on_time(best) + TOLERANCE:
+                answer.lineup = candidate
+                break
     return answer
 
 
@@ -193,10 +182,9 @@ def _limit(
     more: Row,
     until: float,
     alone: Solution,
-    effort: float,
 ) -> Solution:
     """Whether a plan with batches could have `more`, where plans without could as `alone` says."""
-    left = until - time.perf_counter()
+    left, effort = until - time.perf_counter(), 1.0 - alone.effort
     if alone.status != "infeasible" or left <= 0 or effort < LEAST_EFFORT:
         return Solution(None, math.inf, "feasible")
     return solver(build(board, order, batches=True), [more], frozenset(), left, effort)

@@ -7,12 +7,14 @@ degree k and wider share. On average over a span, 7 + 1 GPUs would do for a requ
 small one beside it; on the clock, one of them has to wait.
 
 Steps that cannot be interrupted, places and encodings are left out, so the best value is a bound on what any
-plan can have on time. All numbers are integers, for both solvers to see the same program.
+plan can have on time. Of the solutions with as much on time one is wanted that can be run in spite of them:
+one that leaves some share of every span idle, as large as can be. All numbers are integers, for both solvers
+to see the same program.
 """
 
 import bisect
 import math
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -29,6 +31,9 @@ NOISE = 1e-6
 """Of weights, in units: they are sums of many floats."""
 STEP_UNIT = 1_000_000
 SHARE_UNIT = 1000
+PERCENT = 100
+IDLE_WORTH = 3
+"""What all time idle would be worth, in terms of all time used."""
 MAX_DEADLINES = 10
 """Spans are cut at this many deadlines at most."""
 GRAIN_S = 0.1
@@ -61,8 +66,9 @@ class Program:
     """Maximise the gain of all columns under all rows.
 
     The first columns say of each of `works` whether it is on time; the others are milliseconds, those of
-    `uses` or sums of them. Each column is an integer from 0 to its upper end. `scale` is the gain of one unit
-    of weight: gains are weights first, GPU-milliseconds second.
+    `uses` or sums of them, but for one, the percentage of every span that may be used. Each column is an
+    integer from 0 to its upper end. `scale` is the gain of one unit of weight: gains are weights first, what
+    is left idle and GPU-milliseconds second.
     """
 
     works: tuple[Work, ...]
@@ -95,17 +101,17 @@ class Solution:
     effort: float = 0.0
 
 
-def build(board: Board, works: Sequence[Work], spare_s: float = 0.0, batches: bool = False) -> Program:
+def build(board: Board, works: Sequence[Work], batches: bool = False) -> Program:
     """The program of the work that has denoising steps left.
 
-    `spare_s` is kept free before deadlines where it can be, for what the fluid does not see. Without it, the
-    best value is a bound on plans without batches; `batches`: on those with batches worth it, too.
+    Its best value is a bound on plans without batches; `batches`: on those with batches worth it, too, and
+    only that.
     """
     # Data: when each can begin and must end; when blocks are free, by size; spans.
     works = tuple(work for work in works if work.steps)
     now = board.problem.now
     ready = [_floor(now, work.ready + work.encode) for work in works]
-    due = _on_few_cuts([_due(work, spare_s) for work in works])
+    due = _on_few_cuts([work.hard_due for work in works])
     free_at = _free_at(board)
     begins = (*ready, *(at for times in free_at.values() for at in times))
     cuts = sorted({now, *due, *(at for at in begins if at < max(due, default=now))})
@@ -129,6 +135,7 @@ def build(board: Board, works: Sequence[Work], spare_s: float = 0.0, batches: bo
     ]
     columns = _Columns([1] * len(works))
     own = [[(columns.add(lengths[use.span]), use) for use in lane] for lane in lanes]
+    full = None if batches else columns.add(PERCENT)
 
     # Rows.
     rows = [_all_steps(z, work, own[z]) for z, work in enumerate(works)]
@@ -140,6 +147,8 @@ def build(board: Board, works: Sequence[Work], spare_s: float = 0.0, batches: bo
             if (found := [(c, u.degree) for c, u in lane if u.span == s])
         }
         rows += [Row((*((c, 1) for c, _ in lane), (z, -length)), 0) for z, lane in here.items()]
+        if full is not None:
+            rows += [_at_most(length, [(c, 1) for c, _ in lane], full) for lane in here.values()]
         taken = [entry for lane in here.values() for entry in lane]
         for shared_steps, members in classes:
             for degree, times in shared_steps.items():
@@ -150,14 +159,16 @@ def build(board: Board, works: Sequence[Work], spare_s: float = 0.0, batches: bo
                     rows += more
         for size, blocks in free[s].items():
             limit, exact = blocks * length, blocks * size == free[s][1]
-            rows += _blocks(columns, taken, list(here.values()), size, limit, exact)
+            rows += _blocks(columns, taken, list(here.values()), size, limit, exact, full)
 
-    # Objective: the most weight on time, then, where it is not only a bound, the fewest GPU-seconds.
-    scale = 1 + len(board.layout.slots) * sum(lengths)
+    # Objective: the most weight on time, then, where it is not only a bound, much idle and few GPU-seconds.
+    most = len(board.layout.slots) * sum(lengths)
+    scale = 1 + (1 + IDLE_WORTH) * most
     gains = [scale * units(work.request.weight) for work in works]
     gains += [0] * (len(columns.uppers) - len(gains))
     uses = tuple(entry for lane in own for entry in lane)
-    if not batches:
+    if full is not None:
+        gains[full] = -(IDLE_WORTH * most // PERCENT)
         for column, use in uses:
             gains[column] = -use.degree
     return Program(works, uses, tuple(columns.uppers), tuple(gains), tuple(rows), scale)
@@ -217,6 +228,7 @@ def _blocks(
     size: int,
     limit: int,
     exact: bool,
+    full: int | None,
 ) -> list[Row]:
     """In one span: those of this degree and wider share its blocks, and nobody narrower runs for nothing.
 
@@ -227,11 +239,21 @@ def _blocks(
     narrow = [tuple((c, 1) for c, degree in lane if degree < size) for lane in own_time]
     narrow = [lane for lane in narrow if lane]
     if not wide or not exact or not narrow:
-        return [Row(wide, limit)] if wide else []
+        return [_at_most(limit, wide, full)] if wide else []
     if len(narrow) == 1:
-        return [Row((*wide, *narrow[0]), limit)]
+        return [_at_most(limit, (*wide, *narrow[0]), full)]
     together = columns.add(limit)
-    return [Row((*wide, (together, -1)), 0), *(Row(((together, 1), *lane), limit) for lane in narrow)]
+    return [
+        Row((*wide, (together, -1)), 0),
+        *(_at_most(limit, ((together, 1), *lane), full) for lane in narrow),
+    ]
+
+
+def _at_most(limit: int, terms: Sequence[tuple[int, int]], full: int | None) -> Row:
+    """No more time is taken than there is, or than its percentage in the column `full`."""
+    if full is None:
+        return Row(tuple(terms), limit)
+    return Row((*terms, (full, -(limit // PERCENT))), limit % PERCENT)
 
 
 def _free_at(board: Board) -> dict[int, list[float]]:
@@ -252,8 +274,8 @@ def _on_few_cuts(due: Sequence[float]) -> list[float]:
     return [distinct[bisect.bisect_left(distinct, at)] for at in due]
 
 
-def tasks(program: Program, values: Sequence[float]) -> list[Task]:
-    """A solution in whole steps, in the order in which to run them: by span, the widest first."""
+def tasks(program: Program, values: Sequence[float]) -> Iterator[list[Task]]:
+    """A solution in whole steps, in orders in which to run them: by span, the widest first or last."""
     by_work: dict[str, list[tuple[Use, float]]] = {}
     for column, use in program.uses:
         if values[column] > 0.5:
@@ -268,15 +290,10 @@ def tasks(program: Program, values: Sequence[float]) -> list[Task]:
             total += milliseconds / MS / work.ladder.step[use.degree]
             upto = work.steps if index == len(uses) - 1 else min(work.steps, round(total))
             if upto > given:
-                found.append((use.span, -use.degree, work.due, Task((work,), use.degree, upto - given)))
+                found.append((use.span, use.degree, work.due, Task((work,), use.degree, upto - given)))
                 given = upto
-    return [task for *_, task in sorted(found, key=lambda entry: entry[:3])]
-
-
-def _due(work: Work, spare_s: float) -> float:
-    """By when its steps are to end: with the margin and what is spared, where there is time for both."""
-    least = work.ready + work.encode + work.steps * work.ladder.fastest
-    return max(min(work.hard_due, least), work.hard_due - spare_s)
+    for sign in (-1, 1):
+        yield [task for *_, task in sorted(found, key=lambda e: (e[0], sign * e[1], e[2]))]
 
 
 def _floor(now: float, at: float) -> float:
