@@ -11,6 +11,7 @@ from scheduler.policies.batching import encode_first, share
 from scheduler.policies.board import Work
 from scheduler.policies.interrupt import only_for_deadlines, take_back, yielding
 from scheduler.policies.lineup import Lineup, Ranking, line_up, on_time
+from scheduler.policies.mix import TOLERANCE
 from scheduler.policies.spare import give_hopeful, give_yielding
 from scheduler.problem import Decision, Plan, Policy, Problem
 
@@ -41,11 +42,11 @@ def by_deadline(works: Iterable[Work]) -> tuple[Work, ...]:
 def finish(lineup: Lineup, decision: Decision) -> Plan:
     """The plan of a line-up, with GPUs that no deadline needs put to use.
 
-    First by who may be on time all the same, and by scale-up that costs little; then by work that gives way,
-    and by what else there is of scale-up. Who would wait all the same shares the steps of others, where the
-    profile says that it pays.
+    First by who may be on time all the same, at any degree where a solver says so, and by scale-up that costs
+    little; then by work that gives way, and by what else there is of scale-up. Who would wait all the same
+    shares the steps of others, where the profile says that it pays.
     """
-    give_hopeful(lineup)
+    give_hopeful(lineup, decision.status == "optimal" and decision.gap > TOLERANCE)
     lineup.widen(CHEAP, besides=only_for_deadlines(lineup))
     interrupted = take_back(lineup)
     give_yielding(lineup)

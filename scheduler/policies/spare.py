@@ -1,7 +1,7 @@
 """What to do with GPUs that no deadline needs: orders for who finds no way, best-effort work, and the late.
 
 What may still be on time does not give way. Its orders are short, and a degree whose steps are long is not
-used unless all are, or the request has waited for long.
+used unless all are, the request has waited for long, or somebody of them can be on time as a fluid.
 
 Best-effort and late work must not stand in the way of the next arrival, which may have no time to lose. It
 gives way in the middle of a step (`yielding.py`), but even that takes a moment. So it runs at degrees at
@@ -24,10 +24,14 @@ PATIENCE_S = 300.0
 """Who has waited for this long takes no heed of arrivals that have less to lose than it takes to stop it."""
 
 
-def give_hopeful(lineup: Lineup) -> None:
-    """Give orders on idle GPUs to who finds no way to be on time yet, oldest first."""
+def give_hopeful(lineup: Lineup, possible: bool) -> None:
+    """Give orders on idle GPUs to who finds no way to be on time yet, oldest first.
+
+    `possible`: a solver has found that one of them can be, though not how in whole steps.
+    """
+    hopeful = [work for work in _waiting(lineup) if work.has_deadline and not work.late]
     with _idle(lineup):
-        _share(lineup, [w for w in _waiting(lineup) if w.has_deadline and not w.late])
+        _share(lineup, hopeful, possible)
 
 
 def give_yielding(lineup: Lineup) -> None:
@@ -67,10 +71,10 @@ def _waiting(lineup: Lineup) -> list[Work]:
     return sorted(found, key=lambda work: (work.request.arrived_at, work.request.id))
 
 
-def _share(lineup: Lineup, works: Sequence[Work]) -> None:
+def _share(lineup: Lineup, works: Sequence[Work], possible: bool = False) -> None:
     """Deal the GPUs out fairly."""
     for index, work in enumerate(works):
-        _give(lineup, work, lineup.free.bit_count() // (len(works) - index))
+        _give(lineup, work, lineup.free.bit_count() // (len(works) - index), possible)
 
 
 def _is_spare(lineup: Lineup, work: Work) -> bool:
@@ -79,13 +83,18 @@ def _is_spare(lineup: Lineup, work: Work) -> bool:
     return work.request.id not in lineup.finish and work.request.id not in lineup.pieces
 
 
-def _give(lineup: Lineup, work: Work, share: int) -> bool:
-    """Give an order at the widest degree within the share; at the narrowest that will do, if none is."""
+def _give(lineup: Lineup, work: Work, share: int, possible: bool = False) -> bool:
+    """Give an order at the widest degree within the share; at the narrowest that will do, if none is.
+
+    For `possible` see `give_hopeful`.
+    """
     problem, ladder = lineup.board.problem, work.ladder
     if work.stage is not Stage.DENOISING:
         degrees, longest = [1], 0.0
     elif work.late or not work.has_deadline:
         degrees, longest = _prompt(lineup, work), problem.round_s
+    elif possible:
+        degrees, longest = list(ladder.degrees), problem.round_s
     else:
         longest = min(BLOCKING_S, problem.slack_s)
         degrees = [degree for degree in ladder.degrees if ladder.step[degree] <= longest]
