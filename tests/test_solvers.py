@@ -110,6 +110,33 @@ def test_solvers_find_what_brute_force_finds(name, seed):
         assert solved(program, name) == brute_force(program)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_wanted_idle_costs_nobody_the_time(seed):
+    board = Board(problem(seed, requests=5, gpus=(2, 4, 8)[seed % 3]))
+    works = by_deadline(board.works)
+    # No steps can be shared here, so that the second is the same program but for what is left idle.
+    assert brute_force(build(board, works)) == brute_force(build(board, works, batches=True))
+
+
+@pytest.mark.usefixtures("_enough_effort")
+@pytest.mark.parametrize("name", SOLVERS)
+def test_of_answers_with_as_much_on_time_the_one_that_can_be_run_is_taken(name):
+    """Two of a size, one due long after the other, on one GPU: neither is to end at the last moment."""
+    now, step = 100.0, PROFILE.step(512, 512, 1)
+    due = {"first": now + 20 * step, "second": now + 40 * step}
+    outstanding = tuple(
+        Request(key, 512, 512, Stage.DENOISING, 10, now, now, at + PROFILE.decode(512, 512))
+        for key, at in due.items()
+    )
+    board = Board(Problem(now, now, 0.25, (Gpu(0, now),), outstanding, PROFILE.limited(1)))
+    program = build(board, by_deadline(board.works))
+    solution = SOLVERS[name](program, [], frozenset(), PATIENT)
+    used = {use.span: 0.0 for _, use in program.uses}
+    for column, use in program.uses:
+        used[use.span] += solution.values[column] / (20_000 * step)
+    assert used == {0: pytest.approx(0.5, abs=0.02), 1: pytest.approx(0.5, abs=0.02)}
+
+
 @pytest.mark.usefixtures("_enough_effort")
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("seed", range(10))

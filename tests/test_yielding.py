@@ -12,8 +12,10 @@ from scheduler import messages
 from scheduler.config import Config
 from scheduler.orders import Give, Order, Outcome, Report, Truncate
 from scheduler.policies import resolve
+from scheduler.policies.board import Board
 from scheduler.policies.edf import CHEAP
-from scheduler.policies.spare import PATIENCE_S
+from scheduler.policies.lineup import Lineup
+from scheduler.policies.spare import PATIENCE_S, give_hopeful
 from scheduler.problem import Assignment, Gpu, Plan, Problem, Request, Running, Stage
 from scheduler.profile import LAYERS, Profile, StepTime, load, save
 from scheduler.rounds import Rounds
@@ -237,6 +239,18 @@ def test_an_order_whose_step_is_overdue_is_not_taken_for_idle_gpus(monkeypatch):
     plan = resolve("cp-sat")(replace(problem, requests=(other, new, third), running=(overdue,)), 10.0)
     (order,) = plan.assignments
     assert (plan.interrupted, order.request_ids, order.slots) == ((), ("new",), (0, 1))
+
+
+@pytest.mark.parametrize("possible", [False, True])
+def test_who_is_known_to_be_possible_is_not_held_back_by_the_length_of_a_step(possible):
+    """Its steps take longer than GPUs are kept from arrivals for who finds no way; its deadline is near."""
+    hopeful = Request("hopeful", 1024, 1024, Stage.DENOISING, 4, 0.0, 0.0, 60.0)
+    steps = [StepTime("step", 1024, 1024, degree, 1, 0.8 / degree) for degree in (1, 2, 4)]
+    profile = Profile([*steps, *PROFILE.entries[len(ENTRIES) :]])
+    gpus = (Gpu(0, 0.0), Gpu(1, 0.0), Gpu(2, 9.0), Gpu(3, 9.0))
+    lineup = Lineup(Board(Problem(0.0, 0.1, 0.8, gpus, (hopeful,), profile, slack_s=0.1)))
+    give_hopeful(lineup, possible)
+    assert [order.degree for order in lineup.assignments()] == ([2] if possible else [])
 
 
 @pytest.mark.parametrize("policy", ["edf", "cp-sat", "ilp"])
