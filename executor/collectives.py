@@ -6,7 +6,9 @@ torch calls these methods also from C++, by these names (2.13). Each ends before
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -18,6 +20,8 @@ from torch.futures import Future
 
 # How often a wait for peers looks whether they are still there.
 _LOOK = timedelta(milliseconds=20)
+# Who leaves after its own part of a collective leaves the others to finish theirs.
+_GRACE_S = 0.5
 
 
 class Collectives(dist.ProcessGroup):
@@ -80,7 +84,7 @@ class Collectives(dist.ProcessGroup):
         pass
 
     def abort(self) -> None:
-        pass
+        """Fail what waits here, if anything does. Never blocks."""
 
 
 class GlooCollectives(Collectives):
@@ -91,13 +95,18 @@ class GlooCollectives(Collectives):
 
     Args:
         backend: gloo's.
-        over: whether a peer is gone, or the group was cut.
+        broken: whether a peer is gone.
     """
 
-    def __init__(self, backend: dist.Backend, name: str, over: Callable[[], bool]) -> None:
+    def __init__(self, backend: dist.Backend, name: str, broken: Callable[[], bool]) -> None:
         super().__init__(backend.rank(), backend.size(), name)
         self._backend = backend
-        self._over = over
+        self._broken = broken
+        self._aborted = False
+
+    def abort(self) -> None:
+        """Fail what waits here. Any thread."""
+        self._aborted = True
 
     def exchange(self, received: torch.Tensor, sent: torch.Tensor) -> None:
         """See Collectives. DistNetworkError: a peer is gone, or the group was cut."""
@@ -113,21 +122,20 @@ class GlooCollectives(Collectives):
         return _done()
 
     def _wait(self, work: dist.Work) -> None:
-        was_over = False
+        broken_at = math.inf
         while True:
             with contextlib.suppress(RuntimeError):
                 work.wait(_LOOK)
             if work.is_completed():
                 work.wait()  # raises what went wrong
                 return
-            # Looked at twice: what came before the end may not have been counted yet.
-            over = self._over()
-            if over and was_over:
+            if broken_at == math.inf and self._broken():
+                broken_at = time.monotonic()
+            if self._aborted or time.monotonic() - broken_at > _GRACE_S:
                 threading.Thread(
                     target=_outlive, args=(self._backend, work), name="gloo", daemon=True
                 ).start()
                 raise dist.DistNetworkError("a peer is gone, or the group was cut")
-            was_over = over
 
 
 def _outlive(backend: dist.Backend, work: dist.Work) -> None:

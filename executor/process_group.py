@@ -51,7 +51,9 @@ class Link:
         for s in self._sockets:
             with contextlib.suppress(OSError):
                 s.shutdown(socket.SHUT_RDWR)
-        if not self._sockets and not self._aborting:
+        if isinstance(self.pg, Collectives):
+            self.pg.abort()
+        elif not self._aborting:
             self._aborting = True
             threading.Thread(target=self.pg.abort, name="abort", daemon=True).start()
 
@@ -109,7 +111,7 @@ class World:
         backend = self._gloo_backend(prefixed, rank, size)
         fresh = _own_sockets() - before
         sockets = [s for fd in fresh if (s := _gloo_socket(fd, self.port, frozenset(ports)))]
-        pg = GlooCollectives(backend, name, over=lambda: any(_at_end(s) for s in sockets))
+        pg = GlooCollectives(backend, name, broken=lambda: any(_at_end(s) for s in sockets))
         return self.adopt(pg, sockets)
 
     def adopt(self, pg: Collectives, sockets: Iterable[socket.socket] = ()) -> Link:

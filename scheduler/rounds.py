@@ -362,7 +362,8 @@ class Rounds:
         effects: list[Effect] = []
         for request_id in plan.late:
             tracked = self._active.get(request_id)
-            if tracked and tracked.claim is None:
+            # How far an order gets that is being ended is known when it has been reported.
+            if tracked and tracked.claim is None and not any(f.ends_early for f in tracked.flights):
                 effects += self._mark_late(now, tracked)
         for request_id in plan.interrupted:
             effects += self._interrupt(now, request_id)

@@ -193,6 +193,11 @@ class Flight:
         return self.last_step < math.inf and not self._failed
 
     @property
+    def steps_in_the_end(self) -> int:
+        """Steps that one that ends early will have done: its members may have heard of it a step too late."""
+        return max(int(self.last_step), self.steps_reported)
+
+    @property
     def _failed(self) -> bool:
         return any(report.outcome is not Outcome.OK for report in self.reports)
 

@@ -74,11 +74,6 @@ class View:
         """The steps that planning counts of what a request has not been ordered yet."""
         return left(self.computed(tracked.submission.steps), tracked.next_step)
 
-    def steps_behind(self, flight: Flight, steps: int) -> int:
-        """What is left, as planning counts it, of a flight's only request after so many of its steps."""
-        (part,) = flight.order.parts
-        return left(self.computed(self.active[part.request_id].submission.steps), part.first_step + steps)
-
     def members(self, flight: Flight) -> list[Tracked]:
         """The flight's requests that have not ended."""
         return [self.active[id] for id in flight.order.request_ids if id in self.active]
@@ -161,7 +156,7 @@ class View:
         stage, ending = tracked.next_stage, bool(flights) and flights[0].ends_early
         ready_at = max((flight.end for flight in flights), default=tracked.arrived_at)
         if ending:
-            stage, steps = Stage.DENOISING, self.steps_behind(flights[0], int(flights[0].last_step))
+            stage, steps = Stage.DENOISING, self._steps_behind(flights[0], flights[0].steps_in_the_end)
         elif len(flights) >= QUEUE_DEPTH or any(flight.fails(s.id) for flight in flights):
             ready_at = max(ready_at, never)
         tracked.seen = Request(
@@ -229,11 +224,19 @@ class View:
             step, ends = self.stops(now, flight)
             in_time = ends <= self.horizon(now) or order.yields
             if step < order.steps + len(tracked.flights) - 1 and in_time:
-                steps = self.steps_behind(flight, step)
+                steps = self._steps_behind(flight, step)
                 rest = self.outstanding(tracked, self.never(now))
                 rest = replace(rest, stage=Stage.DENOISING, steps=steps, ready_at=ends, slots=order.slots)
                 until, in_vain = tracked.flights[-1].end, tracked.in_vain and not flight.steps_reported
                 yield Running(rest, order.slots, ends, until, order.yields, in_vain)
+
+    def _steps_behind(self, flight: Flight, steps: int) -> int:
+        """What is left, as planning counts it, of a flight's only request after so many of its steps."""
+        (part,) = flight.order.parts
+        tracked = self.active[part.request_id]
+        # An order that is taken back before it begins says nothing of those before its first step.
+        behind = part.first_step + steps if steps else min(part.first_step, tracked.steps_done)
+        return left(self.computed(tracked.submission.steps), behind)
 
     def may_give(self, assignment: Assignment) -> bool:
         """Whether an assignment can still become an order."""

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from bench.runs import profile
+from bench.conditions import Conditions
+from bench.runs import SERVER_CONFIG, profile
 from bench.simulator import Arrival, Simulation
+from bench.workloads import Workload, mix
 from scheduler.config import Config
 from scheduler.orders import Give, Order, Outcome, Report, Truncate
 from scheduler.policies import resolve
@@ -102,6 +104,42 @@ def test_what_is_queued_behind_is_taken_back_with_it(core):
     assert core.slots[0].queue[-1].end == pytest.approx(core.slots[0].queue[0].end)
 
 
+def test_what_is_left_is_counted_from_the_last_step_done_while_orders_are_taken_back(core):
+    core.step_done(0.7, 2)
+    give(core, 0.7, denoising("long", (0, 1), 8, 0.8))
+    give(core, 0.71, interrupted=("long",))
+    assert left_of(core, 0.72) == (True, 18)
+    for slot in (0, 1):
+        core.order_done(0.8, 2, Report(slot, Outcome.OK, {"long": 2}, 0.8))
+    assert left_of(core, 0.81) == (True, 18), "the one behind it has yet to be reported"
+    for slot in (0, 1):
+        core.order_done(0.82, 3, Report(slot, Outcome.RETURNED))
+    assert left_of(core, 0.83) == (False, 18)
+
+
+def left_of(core: Rounds, now: float) -> tuple[bool, int]:
+    (seen,) = (request for request in core.snapshot(now).requests if request.id == "long")
+    return seen.ending, seen.steps
+
+
+@pytest.mark.parametrize("reported", [(), (0,)])
+def test_nobody_is_late_for_a_step_too_many(core, reported):
+    """The word came too late: its members do one more step, which counts."""
+    core.config = replace(core.config, drop_late=True)
+    core.requests["long"].deadline = 1.12
+    give(core, 0.05, interrupted=("long",))
+    core.step_done(0.1, 2)
+    if reported:
+        core.step_done(0.2, 2)
+    for slot in reported:
+        core.order_done(0.2, 2, Report(slot, Outcome.OK, {"long": 2}, 0.2))
+    now = 0.2 if reported else 0.19
+    plan = resolve("edf")(core.problem(now), 1.0)
+    core.commit(now, plan)
+    assert core.requests["long"].stage is Stage.DENOISING
+    assert not core.requests["long"].late
+
+
 def test_a_promised_request_is_not_interrupted(core):
     core.requests["long"].promised = True
     assert core.snapshot(0.13).running == ()
@@ -179,6 +217,20 @@ def test_more_are_on_time_than_without():
         return sum(bool(tracked.late) for tracked in outcomes.requests)
 
     assert late("cp-sat") < late("edf")
+
+
+@pytest.mark.parametrize("policy", ["edf", "cp-sat"])
+def test_no_order_is_given_before_the_one_that_ends_has_been_reported(policy):
+    """Where steps take longer than foretold, an order that is to end may be overdue."""
+    mixed = Workload(mix("skewed"), rate=30.0, slo_scale=1.2, duration=60.0, seed=3)
+    conditions = Conditions(step_cv=0.3, latency_s=0.01, seed=3)
+    arrivals = mixed.arrivals()
+    times = profile("flux1-dev-8xh100")
+    outcomes = Simulation(
+        resolve(policy), times, 8, arrivals, config=SERVER_CONFIG, conditions=conditions
+    ).run()
+    assert outcomes.rejected == 0
+    assert len(outcomes.requests) == len(arrivals)
 
 
 def test_who_gives_way_is_expected_back_as_soon_as_its_step_has_ended():

@@ -182,7 +182,7 @@ def _failed_at(group: Group) -> float:
     """When a collective of the group has failed; the clock is the same for all processes."""
     try:
         with group.running():
-            dist.all_reduce(torch.zeros(1), group=group.pg)
+            dist.all_gather_single(torch.empty(group.degree), torch.zeros(1), group=group.pg)
     except GroupAborted:
         return time.monotonic()
     raise AssertionError("the other member has come")

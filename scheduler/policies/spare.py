@@ -66,7 +66,10 @@ def _waiting(lineup: Lineup) -> list[Work]:
     found = [
         work
         for work in board.works
-        if work.ready <= board.problem.now and work.request.id not in board.busy and _is_spare(lineup, work)
+        if work.ready <= board.problem.now
+        and board.startable(work)
+        and work.request.id not in board.busy
+        and _is_spare(lineup, work)
     ]
     return sorted(found, key=lambda work: (work.request.arrived_at, work.request.id))
 

@@ -1,8 +1,10 @@
 """Groups of real processes: how they meet, fail, are dropped and replaced."""
 
+import math
 import os
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch.distributed as dist
 
 from bench.crew import COLLECTIVE_TIMEOUT_S, Crew, Failed, Worker
 from executor import rendezvous
+from executor.collectives import GlooCollectives
 from executor.groups import CalledOff, GroupAborted, Groups, Member
 from executor.image import ImageSpec
 from executor.profiler import warm_up
@@ -301,6 +304,42 @@ def test_whoever_is_in_the_middle_of_a_collective_is_freed(crew, thousands):
         began = time.time()
         assert max(crew.run(dict.fromkeys(slots, job)).values()) - began < COLLECTIVE_TIMEOUT_S / 4
         crew.all(slots, reset)
+
+
+class Unhurried:
+    """Work that is done after so many looks; the rest of what gloo has is not asked for."""
+
+    def __init__(self, looks: float) -> None:
+        self.looks = looks
+
+    def rank(self) -> int:
+        return 0
+
+    def size(self) -> int:
+        return 2
+
+    def _allgather_base(self, *_: torch.Tensor) -> "Unhurried":
+        return self
+
+    def is_completed(self) -> bool:
+        return self.looks <= 0
+
+    def wait(self, patience: timedelta | None = None) -> None:
+        if patience is not None and self.looks > 0:
+            self.looks -= 1
+            time.sleep(0.02)
+            raise RuntimeError("Operation timed out!")
+
+
+def test_who_leaves_after_its_part_leaves_the_others_time_for_theirs():
+    own = torch.zeros(1)
+    GlooCollectives(Unhurried(5), "late", broken=lambda: True).gather(own, own)
+    with pytest.raises(dist.DistNetworkError):
+        GlooCollectives(Unhurried(math.inf), "never", broken=lambda: True).gather(own, own)
+    aborted = GlooCollectives(Unhurried(math.inf), "aborted", broken=lambda: False)
+    threading.Timer(0.1, aborted.abort).start()
+    with pytest.raises(dist.DistNetworkError):
+        aborted.gather(own, own)
 
 
 def fail(worker: Worker, slots: list[int], meeting: str) -> None:
