@@ -110,8 +110,8 @@ class Running:
 class Problem:
     """The state at the start of a round.
 
-    Only GPUs and requests that are free by `horizon` can be given an order in this plan; the
-    others are listed because they will compete later. `round_s` bounds an order's length: as
+    Only GPUs that are free by `horizon` and requests that are `startable` can be given an order in this
+    plan; the others are listed because they will compete later. `round_s` bounds an order's length: as
     many whole steps as fit, at least one. `margin_s` is kept free before every deadline.
     `slack_s` is how long the tightest of the latest arrivals could have been kept waiting. Idle GPUs may
     speed an order up where of the GPU-seconds that it then takes at most the share `scale_up` is extra: 0

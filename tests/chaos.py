@@ -36,7 +36,7 @@ def chaotic(seed: int, longest: int = 1000, degrees: tuple[int, ...] = ()):
         blocks = Blocks(gpu for gpu in problem.gpus if gpu.free_at <= problem.horizon)
         ends = {gpu.slot: gpu.free_at for gpu in problem.gpus}
         assignments = []
-        waiting = [request for request in problem.requests if request.ready_at <= problem.horizon]
+        waiting = [request for request in problem.requests if problem.startable(request)]
         rng.shuffle(waiting)
         while waiting:
             request = waiting.pop()
