@@ -40,7 +40,7 @@ class Link:
 
     def broken(self) -> bool:
         """Whether a peer is gone, or the link cut. Never blocks; always False on NCCL, without a sign."""
-        return any(_at_end(s) for s in self._sockets)
+        return _broken(self._sockets)
 
     def cut(self) -> None:
         """Fail what blocks in this group here, or waits for this member. Any thread, any number of times.
@@ -111,7 +111,7 @@ class World:
         backend = self._gloo_backend(prefixed, rank, size)
         fresh = _own_sockets() - before
         sockets = [s for fd in fresh if (s := _gloo_socket(fd, self.port, frozenset(ports)))]
-        pg = GlooCollectives(backend, name, broken=lambda: any(_at_end(s) for s in sockets))
+        pg = GlooCollectives(backend, name, broken=lambda: _broken(sockets))
         return self.adopt(pg, sockets)
 
     def adopt(self, pg: Collectives, sockets: Iterable[socket.socket] = ()) -> Link:
@@ -212,6 +212,10 @@ def _gloo_socket(found: tuple[int, int], own_port: int, ports: frozenset[int]) -
             return duplicate
     duplicate.close()
     return None
+
+
+def _broken(sockets: Iterable[socket.socket]) -> bool:
+    return any(_at_end(s) for s in sockets)
 
 
 def _at_end(s: socket.socket) -> bool:
