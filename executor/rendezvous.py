@@ -148,7 +148,7 @@ def wait(
     check: Callable[[], None],
     left: Callable[[], Exception | None] = lambda: None,
 ) -> list[bytes]:
-    """The values of `keys`, once all are there.
+    """The values of `keys`, once each has been there. Every look is one exchange, as is every value.
 
     `check` is called between looks and ends the wait by raising; `left` says what to raise where those who
     would write are gone, and what they wrote before they went counts. It polls: torch's own blocking wait
@@ -157,15 +157,15 @@ def wait(
     Raises:
         TimeoutError: not all were there in time.
     """
-    wanted = list(keys)
+    values: list[bytes] = []
     deadline = time.monotonic() + timeout_s
     pause = _POLL_S
     while True:
         gone = left()
-        if store.check(wanted):
-            values = [value for key in wanted if (value := read(store, key)) is not None]
-            if len(values) == len(wanted):
-                return values
+        while len(values) < len(keys) and (value := read(store, keys[len(values)])) is not None:
+            values.append(value)
+        if len(values) == len(keys):
+            return values
         if gone:
             raise gone
         check()

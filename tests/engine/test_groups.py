@@ -153,17 +153,14 @@ def test_what_a_member_wrote_before_it_left_counts():
     class Store:
         written = False
 
-        def check(self, _: list[str]) -> bool:
+        def compare_set(self, _: str, nothing: str, __: str) -> bytes:
             before, self.written = self.written, True
-            return before
-
-        def compare_set(self, *_: str) -> bytes:
-            return b"so long"
+            return b"so long" if before else nothing.encode()
 
     store = Store()
     gone = lambda: GroupAborted("a member has left") if store.written else None  # noqa: E731
     assert rendezvous.wait(store, ["word"], 5, lambda: None, gone) == [b"so long"]
-    store.check = lambda _: False
+    store.compare_set = lambda _, nothing, __: nothing.encode()
     with pytest.raises(GroupAborted, match="left"):
         rendezvous.wait(store, ["word"], 5, lambda: None, gone)
 
@@ -446,17 +443,15 @@ def test_a_leader_whose_store_is_gone_is_named(crew):
 
 
 class Deleting:
-    """A store whose keys are deleted right after a look."""
+    """A store that has the keys it is asked for no longer, once the first has been read."""
 
     def __init__(self, store: dist.Store | rendezvous.RemoteStore, leaders: dist.Store) -> None:
         self.store, self.leaders = store, leaders
-        self.compare_set = store.compare_set
 
-    def check(self, keys: list[str]) -> bool:
-        there = self.store.check(keys)
-        for key in keys:
-            self.leaders.delete_key(key)
-        return there
+    def compare_set(self, *words: str) -> bytes:
+        value = bytes(self.store.compare_set(*words))
+        rendezvous.clear(self.leaders, "word")
+        return value
 
 
 def test_what_is_deleted_meanwhile_keeps_nobody_waiting():
@@ -464,12 +459,13 @@ def test_what_is_deleted_meanwhile_keeps_nobody_waiting():
     server = rendezvous.StoreServer("127.0.0.1")
     member = rendezvous.connect(server.address)
     for store in (server.store, member):
-        server.store.set("word", b"")
+        for key in ("word", "word too"):
+            server.store.set(key, b"")
         assert rendezvous.read(store, "word") == b""
-        assert rendezvous.wait(store, ["word"], 1, lambda: None) == [b""]
+        assert rendezvous.wait(store, ["word", "word too"], 1, lambda: None) == [b"", b""]
         began = time.monotonic()
         with pytest.raises(TimeoutError):
-            rendezvous.wait(Deleting(store, server.store), ["word"], 0.1, lambda: None)
+            rendezvous.wait(Deleting(store, server.store), ["word", "word too"], 0.1, lambda: None)
         assert rendezvous.read(store, "word") is None
         assert not store.check(["word"])
         assert time.monotonic() - began < rendezvous.EXCHANGE_TIMEOUT_S / 2
