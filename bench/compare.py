@@ -14,7 +14,7 @@ class Line:
     """One policy (or the bound) in a comparison; None where a figure makes no sense.
 
     `sar` is by weight, NaN without deadlines; in `open` runs it is a bound that is not proven. `gain` is the
-    paired difference of SAR to the first policy.
+    paired difference of SAR to the first policy. `gpu_seconds_per_on_time` is by weight as well.
     """
 
     policy: str
@@ -60,7 +60,7 @@ def _line(policy: str, records: Sequence[Record], first: Sequence[float], is_fir
         seeds=len(records),
         sar=estimate(sars),
         gain=None if is_first else paired(sars, first),
-        gpu_seconds_per_on_time=figure("gpu_seconds_per_on_time") if known else None,
+        gpu_seconds_per_on_time=figure("gpu_seconds_per_on_time_weighted") if known else None,
         latency_p50_s=figure("latency_s", "p50") if known else None,
         latency_p99_s=figure("latency_s", "p99") if known else None,
         late_latency_s=figure("late_latency_s", "mean") if known else None,
@@ -88,9 +88,9 @@ HEADER = (
 
 
 LEGEND = (
-    "SAR by weight, and its difference to the first policy's in points; GPU-seconds per request on time; "
-    "latency; mean latency of the late; changes of group; time of a decision by the clock, with whatever "
-    "else the machine was doing. Open: in so many runs the bound's solver ran out of time."
+    "SAR by weight, and its difference to the first policy's in points; GPU-seconds per request on time, by "
+    "weight too; latency; mean latency of the late; changes of group; time of a decision by the clock, with "
+    "whatever else the machine was doing. Open: in so many runs the bound's solver ran out of time."
 )
 
 

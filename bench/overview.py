@@ -11,7 +11,8 @@ APART = ("edf", "tetriserve")
 """Have a column each; of the others the best is shown."""
 LEGEND = (
     "Points of SAR by weight, differences seed by seed; **bold**: outside the interval. *open*: in so "
-    "many runs the bound's solver ran out of time."
+    "many runs the bound's solver ran out of time. GPU-seconds per request on time are by weight, too: each "
+    "counts its weight over the mean weight."
 )
 
 

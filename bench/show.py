@@ -24,6 +24,7 @@ _LABELS = {
     "ended_at_s": "last end, s",
     "gpu_seconds": "GPU-seconds",
     "gpu_seconds_per_on_time": "GPU-seconds per request on time",
+    "gpu_seconds_per_on_time_weighted": "the same by weight",
     "gpu_utilisation": "GPUs busy",
     "switches": "changes of group",
     "requests_per_step": "requests a step",

@@ -38,6 +38,7 @@ def summary(outcomes: Outcomes, arrivals: Sequence[Arrival], gpus: int) -> dict[
         "ended_at_s": span,
         "gpu_seconds": tally.busy_seconds,
         "gpu_seconds_per_on_time": tally.busy_seconds / hits if hits else None,
+        "gpu_seconds_per_on_time_weighted": _by_weight(tally.busy_seconds, requests, outcomes.refused),
         "gpu_utilisation": tally.busy_seconds / (gpus * span) if span else 0.0,
         "switches": tally.switches,
         "requests_per_step": sum(map(len, tally.steps_run.values())) / tally.batches
@@ -90,6 +91,17 @@ def sar(
             total += weight
             met += weight * on_time(tracked)
     return met / total if total else None
+
+
+def _by_weight(
+    gpu_seconds: float, requests: Sequence[Tracked], refused: Sequence[Submission]
+) -> float | None:
+    """GPU-seconds per request on time, where each counts its weight over the mean weight; None: nobody is."""
+    share = sar(requests, refused, weighted=True)
+    with_deadline = sum(t.deadline < math.inf for t in requests) + sum(
+        s.deadline_s is not None for s in refused
+    )
+    return gpu_seconds / (share * with_deadline) if share else None
 
 
 def quantiles(ascending: Sequence[float], percents: Iterable[int]) -> dict[str, float | None]:

@@ -9,7 +9,7 @@ def record(policy: str, seed: int, sar: float, spent: float = 20.0, **more):
         "policy": policy,
         "seed": seed,
         "sar_weighted": sar,
-        "gpu_seconds_per_on_time": spent,
+        "gpu_seconds_per_on_time_weighted": spent,
         "latency_s": {"p50": 1.0, "p99": 2.0},
         "late_latency_s": {"mean": 12.0 + seed},
         "switches": 3,
