@@ -11,6 +11,7 @@ RATES = (6.0, 12.0, 18.0, 24.0)
 SMALL_RATES = (60.0, 120.0, 180.0, 240.0)
 POLICIES = (
     "cp-sat",
+    "search",
     "edf",
     "tetriserve",
     "tetriserve:event",

@@ -7,7 +7,7 @@ from bench.intervals import Estimate
 from bench.matrix import Cell
 from bench.trials import BOUND, Record
 
-APART = ("edf", "tetriserve")
+APART = ("search", "edf", "tetriserve")
 """Have a column each; of the others the best is shown."""
 LEGEND = (
     "Points of SAR by weight, differences seed by seed; **bold**: outside the interval. *open*: in so "

@@ -17,6 +17,7 @@ from tetriserve.types import Stage as ShownStage
 from tetriserve.types import Verdict
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Records = Mapping[str, Sequence[Record]]
@@ -34,7 +35,7 @@ def sar_by(cells: Sequence[Cell], records: Records, axis: str, folder: Path) -> 
         mixes = list(dict.fromkeys(cell.mix for cell in chosen))
         figure = new_figure(5.5 * len(mixes), 4.2)
         for place, mix in enumerate(mixes, 1):
-            axes = figure.add_subplot(1, len(mixes), place)
+            axes = _axes(figure, 1, len(mixes), place)
             curves: dict[str, list[tuple[float, Line]]] = {}
             for cell in sorted((c for c in chosen if c.mix == mix), key=lambda c: float(getattr(c, axis))):
                 for line in lines(records[cell.name]):
@@ -62,7 +63,7 @@ def sar_by(cells: Sequence[Cell], records: Records, axis: str, folder: Path) -> 
 def latencies(cell: Cell, records: Records, path: Path) -> Path:
     """The distribution of latencies, all seeds together."""
     figure = new_figure(6.5, 4.5)
-    axes = figure.add_subplot()
+    axes = _axes(figure)
     by_policy: dict[str, list[Sequence[float]]] = {}
     for record in records[cell.name]:
         if record["policy"] != BOUND:
@@ -83,7 +84,7 @@ def latencies(cell: Cell, records: Records, path: Path) -> Path:
 def cost(cells: Sequence[Cell], records: Records, path: Path) -> Path:
     """SAR over GPU-seconds for each request on time, averaged over the cells."""
     figure = new_figure(6.5, 4.5)
-    axes = figure.add_subplot()
+    axes = _axes(figure)
     points: dict[str, list[tuple[float, float]]] = {}
     for cell in cells:
         for line in lines(records[cell.name]):
@@ -132,6 +133,16 @@ def _style(policy: str) -> dict[str, Any]:
     if policy == BOUND:
         return {"label": "no scheduler can exceed", "color": "black", "linestyle": "--"}
     return {"label": policy, "marker": "o", "markersize": 3, "capsize": 2}
+
+
+def _axes(figure: "Figure", *place: int) -> "Axes":
+    """A subplot with as many colours as there are policies, those that are easy to tell apart first."""
+    from matplotlib import colormaps
+
+    axes = figure.add_subplot(*place)
+    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    axes.set_prop_cycle(color=[*colours[::2], *colours[1::2]])
+    return axes
 
 
 def new_figure(width: float, height: float) -> "Figure":
