@@ -4,7 +4,7 @@ Every executor runs its orders by id, and a request's orders follow each other.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from scheduler.orders import Order, Report
 from scheduler.tracking import Flight, Tracked
@@ -34,9 +34,9 @@ class Flights:
 
     # Their beginning.
 
-    def add(self, order: Order, length: float) -> None:
-        """An order of so many seconds, predicted, has been given."""
-        flight = Flight(order, length, pending=set(order.slots))
+    def add(self, order: Order, length: float, costly: Sequence[int]) -> None:
+        """An order of so many seconds, predicted, has been given; `costly` as in a `Flight`."""
+        flight = Flight(order, length, set(order.slots), costly)
         self._out[order.id] = flight
         for slot in order.slots:
             self._view.slots[slot].queue.append(flight)

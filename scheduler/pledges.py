@@ -79,10 +79,11 @@ class Pledges:
                 continue
             slots = {gpu.slot for gpu in problem.gpus}
             mine = [a for a in orders if slots.issuperset(a.slots) and self._view.may_give(a)]
-            kept = keep(self._moment(problem), mine)
+            wanted = {self._view.surely(a): a for a in mine}
+            kept = keep(self._moment(problem), list(wanted))
             self.remember(kept.witness)
             again_at = min(again_at, max(now, kept.again_at))
-            orders = [a for a in orders if a not in mine] + list(kept.assignments)
+            orders = [a for a in orders if a not in mine] + [wanted.get(a, a) for a in kept.assignments]
         return orders, again_at
 
     def claim(self, now: float, nodes: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ returns effects. Planning is three calls, so that a policy can run elsewhere and
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from scheduler.config import Config
@@ -19,7 +19,7 @@ from scheduler.pledges import Offer, Pledges
 from scheduler.problem import EVERY_ROLE, ROLES, Assignment, Plan, Problem, Request, Stage
 from scheduler.profile import Profile
 from scheduler.skipping import Computed, reach
-from scheduler.tracking import Flight, Slot, Submission, Tracked
+from scheduler.tracking import ONCE, Flight, Slot, Submission, Tracked
 from scheduler.view import View
 from scheduler.warmth import WARM_UP_S
 
@@ -400,12 +400,11 @@ class Rounds:
             Part(t.id, t.next_step, t.holders, from_checkpoint=t.next_step > 0 and not t.holders)
             for t in members
         )
-        steps = 0
+        steps, costly = 0, ONCE
         if assignment.stage is Stage.DENOISING:
-            # A batch goes as far as the first of its requests comes.
-            steps = min(
-                reach(self.computed(t.submission.steps), t.next_step, assignment.steps) for t in members
-            )
+            # A batch takes no longer than planned, whoever of its requests a step is computed for.
+            found = self._view.costly(members)
+            steps, costly = reach(found, 0, assignment.steps), found[: assignment.steps]
         yields = assignment.stage is Stage.DENOISING and all(tracked.yields for tracked in members)
         order = self._order(assignment.slots, assignment.stage, steps, parts, yields=yields)
         for tracked in members:
@@ -418,7 +417,7 @@ class Rounds:
                     tracked.next_stage = Stage.DECODING
                 case Stage.DECODING:
                     tracked.next_stage = None
-        return self._give(now, order, assignment.end - assignment.begin)
+        return self._give(now, order, assignment.end - assignment.begin, costly)
 
     def _order(
         self,
@@ -433,8 +432,8 @@ class Rounds:
         epoch = self._view.epoch_of(slots)
         return Order(self._order_id, slots, epoch, stage, steps, parts, measures, yields)
 
-    def _give(self, now: float, order: Order, length: float) -> list[Effect]:
-        self._flights.add(order, length)
+    def _give(self, now: float, order: Order, length: float, costly: Sequence[int] = ONCE) -> list[Effect]:
+        self._flights.add(order, length, costly)
         return [Give(order), *self._begin(now)]
 
     def _begin(self, now: float) -> list[Effect]:

@@ -1,7 +1,9 @@
 """The core's books: requests, the orders that are out, and the slots that they are out on."""
 
 import math
+from bisect import bisect_left
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from scheduler.orders import Order, Outcome, Part, Report
@@ -9,6 +11,8 @@ from scheduler.problem import EVERY_ROLE, Request, Stage
 
 QUEUE_DEPTH = 2
 """Orders that an executor, or a request, can have at once: the running one and one ahead."""
+ONCE: Sequence[int] = range(1)
+"""What takes time of an order without steps: all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,7 @@ class Flight:
     order: Order
     length: float  # seconds, predicted
     pending: set[int]
+    costly: Sequence[int]  # its steps, from 0, that take time, all alike; `ONCE` where it has none
     begun_at: float = math.nan
     marked_at: float = math.nan  # last sign of progress
     steps_reported: int = 0
@@ -208,12 +213,17 @@ class Flight:
     @property
     def expected(self) -> float:
         """Seconds that it will take once it has begun."""
-        return self.length * min(1.0, self.last_step / max(1, self.order.steps))
+        return self.length * (bisect_left(self.costly, self.last_step) / len(self.costly))
 
     def end_of(self, step: float) -> float:
         """When so many of a begun flight's steps have been done, by its pace so far."""
-        steps = max(1, self.order.steps)
-        return self.marked_at + self.length * max(0.0, min(step, steps) - self.steps_reported) / steps
+        ahead = bisect_left(self.costly, step) - bisect_left(self.costly, self.steps_reported)
+        return self.marked_at + self.length * max(0, ahead) / len(self.costly)
+
+    def boundary(self, step: int) -> int:
+        """Where it ends if it is told to after so many steps: those that take no time are over by then."""
+        beyond = bisect_left(self.costly, step)
+        return self.costly[beyond] if beyond < len(self.costly) else max(step, self.order.steps)
 
     def shares(self) -> list[float]:
         """GPU-seconds of each part once it has ended: by its steps, alike where none has ended."""

@@ -4,7 +4,7 @@ And whether what it answers still holds. Only looks: nothing is given or moved h
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from scheduler.config import Config
@@ -14,7 +14,7 @@ from scheduler.nodes import Nodes
 from scheduler.placement import Layout, layout_of
 from scheduler.problem import Assignment, Gpu, Problem, Request, Running, Stage
 from scheduler.profile import Profile, slowest
-from scheduler.skipping import Computed, left
+from scheduler.skipping import Computed, left, reach, shared
 from scheduler.tracking import QUEUE_DEPTH, Flight, Slot, Tracked
 from scheduler.warmth import Warmth
 from scheduler.yielding import NOTICE_S, leaving_s
@@ -73,6 +73,23 @@ class View:
     def steps_left(self, tracked: Tracked) -> int:
         """The steps that planning counts of what a request has not been ordered yet."""
         return left(self.computed(tracked.submission.steps), tracked.next_step)
+
+    def costly(self, members: Iterable[Tracked]) -> Sequence[int]:
+        """The next steps of these, from 0, that take time if they share them."""
+        return shared((self.computed(t.submission.steps), t.next_step) for t in members)
+
+    def surely(self, assignment: Assignment) -> Assignment:
+        """An assignment that may be given, with as many steps as each of its requests will have behind it.
+
+        Those that share steps may pass over different ones: the one that computes the fewest counts.
+        """
+        if assignment.batch == 1:
+            return assignment
+        members = [self.active[id] for id in assignment.request_ids]
+        steps = reach(self.costly(members), 0, assignment.steps)
+        ahead = [left(self.computed(t.submission.steps), t.next_step + steps) for t in members]
+        least = min(self.steps_left(t) - after for t, after in zip(members, ahead, strict=True))
+        return replace(assignment, steps=least)
 
     def members(self, flight: Flight) -> list[Tracked]:
         """The flight's requests that have not ended."""
@@ -202,12 +219,14 @@ class View:
     def stops(self, now: float, flight: Flight) -> tuple[int, float]:
         """After how many of its steps a flight could end, and when."""
         assert self.profile is not None
-        done, step_s = flight.steps_reported, flight.length / max(1, flight.order.steps)
+        done, step_s = flight.steps_reported, flight.length / len(flight.costly)
+        step = flight.boundary(done + 1)
         if flight.order.yields:
-            soon = max(now, flight.end_of(done + 1))
+            soon = max(now, flight.end_of(step))
             left_at = now + leaving_s(step_s, self.profile.layers)
-            return (done, left_at) if left_at < soon else (done + 1, soon)
-        step = done + 1 + (flight.end_of(done + 1) < now + NOTICE_S)
+            return (done, left_at) if left_at < soon else (step, soon)
+        if flight.end_of(step) < now + NOTICE_S:
+            step = flight.boundary(step + 1)
         return step, max(now, flight.end_of(step))
 
     def _running(self, now: float, gpus: Iterable[Gpu]) -> Iterator[Running]:

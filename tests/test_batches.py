@@ -99,6 +99,16 @@ def test_what_ends_with_its_last_step_is_decoded_and_the_rest_goes_on(desk):
     assert desk.next("b") == (Stage.DENOISING, 7, (0,))
 
 
+def test_a_batch_takes_no_longer_where_its_requests_pass_over_different_steps():
+    desk = Desk()
+    desk.core.computed = lambda _: (0, 1, 4, 7, 9)
+    desk.encode("ab", 0, 1)
+    desk.done(desk.give("a", 0, steps=2))
+    order = desk.give("ab", 0, 1, steps=2)
+    assert order.steps == 3, "step 4 of a with 0 of b, and 1 of b; the third would be 7 of a"
+    assert order.parts == (Part("a", 4, (0,)), Part("b", 0, (1,)))
+
+
 @pytest.mark.parametrize(
     ("ids", "steps"), [("ad", 2), ("aa", 2), ("ab", 7), ("ab", 0), ("az", 1), ("", 1)], ids=str
 )

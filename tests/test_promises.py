@@ -3,6 +3,7 @@
 import itertools
 import random
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from scheduler.profile import Profile
 from scheduler.promises import Kept, Witness
 from scheduler.rounds import Rounds
 from scheduler.tracking import Submission
+from tetriserve.step_cache import computed
 
 PROMISING = ["edf", "cp-sat", "ilp"]
 
@@ -40,7 +42,12 @@ def crowd(seed: int, gpus: int) -> list[Arrival]:
 
 
 def run(
-    policy: str, seed: int, node_size: int | None = None, profile: Profile = PROFILE, **conditions: Any
+    policy: str,
+    seed: int,
+    node_size: int | None = None,
+    profile: Profile = PROFILE,
+    every: int = 1,
+    **conditions: Any,
 ) -> Outcomes:
     rng = random.Random(f"machine {seed}")
     gpus = rng.choice([1, 2, 3, 4, 8]) if node_size is None else 4 * node_size
@@ -53,6 +60,7 @@ def run(
         crowd(seed, gpus),
         config=config,
         conditions=Conditions(seed=seed, budget_s=PATIENT, **conditions),
+        computed=partial(computed, every=every),
         node_size=node_size,
         admission=Admission.PROMISE,
     )
@@ -80,6 +88,15 @@ def test_no_later_arrival_breaks_a_promise(policy, seed):
 def test_nor_where_encoding_takes_no_time(seed, policy):
     unencoded = Profile(entry for entry in PROFILE.entries if entry.kind != "encode")
     assert broken(run(policy, seed, profile=unencoded)) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(["edf", "chaotic", "tetriserve"]), st.integers(2, 4))
+@example(113, "edf", 3)  # an order was taken to be nearer to its end for steps that took no time
+@example(0, "chaotic", 4)  # a batch computed fewer steps of somebody than planned
+@example(312, "chaotic", 4)  # one took longer, for its requests passed over different steps
+def test_nor_where_some_steps_take_no_time(seed, policy, every):
+    assert broken(run(policy, seed, every=every)) == []
 
 
 @settings(max_examples=15, deadline=None)

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from bench.conditions import Conditions
 from bench.simulator import Arrival, Simulation
 from scheduler.config import Config
+from scheduler.orders import Report
 from scheduler.policies import resolve
-from scheduler.problem import Stage
-from scheduler.skipping import left, reach
+from scheduler.problem import Assignment, Plan, Stage
+from scheduler.rounds import Rounds
+from scheduler.skipping import left, reach, shared
 from scheduler.tracking import Submission
 from tetriserve.step_cache import computed
 
@@ -46,6 +48,40 @@ def test_orders_of_computed_steps_cover_all_steps(steps, every, data):
         at += step
         assert left(found, at) == before - wanted
     assert at == steps
+
+
+def test_a_step_that_is_shared_takes_time_if_any_computes_it():
+    assert shared([((0, 1, 4, 7), 1), ((0, 3, 6, 9), 0)]) == [0, 3, 6], "until the first one is through"
+    assert shared([((0, 3, 6, 9), 4)]) == [2, 5]
+
+
+@pytest.fixture
+def core() -> Rounds:
+    """An order of five of a request's six steps, from 0 to 3 s: those that take time are 0, 3 and 4."""
+    core = Rounds(Config(lead_s=2.0), PROFILE)
+    core.computed = lambda _: (0, 3, 4, 5)
+    core.executor_joined(0.0, 0)
+    core.submit(0.0, Submission("r", 512, 512, 6, 60.0))
+    core.problem(0.0)
+    core.commit(0.0, Plan((Assignment(("r",), Stage.ENCODING, (0,), 0, 0.0, 0.0),)))
+    core.order_done(0.0, 1, Report(0, held={"r": 0}))
+    core.problem(0.0)
+    core.commit(0.0, Plan((Assignment(("r",), Stage.DENOISING, (0,), 3, 0.0, 3.0),)))
+    return core
+
+
+def test_what_an_order_still_takes_are_its_computed_steps(core):
+    for done_at in (1.0, 1.0, 1.0, 2.0, 3.0):
+        core.step_done(done_at, 2)
+        assert core.snapshot(done_at).gpus[0].free_at == pytest.approx(3.0)
+
+
+def test_an_order_is_not_ended_among_steps_that_take_no_time(core):
+    (running,) = core.snapshot(0.5).running
+    assert (running.ends, running.request.steps) == (pytest.approx(1.0), 3)
+    # Too near to be told: it is the next that takes time.
+    (running,) = core.snapshot(0.999).running
+    assert (running.ends, running.request.steps) == (pytest.approx(2.0), 2)
 
 
 def simulate(policy, arrivals, every, **conditions):
