@@ -253,5 +253,9 @@ class Slot:
 
     @property
     def full(self) -> bool:
-        """Whether it has all the orders that it can have, but for those that are taken back."""
-        return sum(not flight.taken_back for flight in self.queue) >= QUEUE_DEPTH
+        """Whether it can be given no order now; those that are taken back do not count.
+
+        Behind one that has failed on another member none is safe: an abort that ends it takes them along.
+        """
+        orders = [flight for flight in self.queue if not flight.taken_back]
+        return len(orders) >= QUEUE_DEPTH or any(flight.failing for flight in orders)

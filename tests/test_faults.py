@@ -130,3 +130,13 @@ def test_a_request_that_always_errs_fails_after_three_attempts(gpus):
         assert tracked.stage is Stage.FAILED
         assert tracked.failures == 3
         assert "chosen to fail" in tracked.error
+
+
+@pytest.mark.parametrize("name", ["srtf", "tetriserve"])
+def test_an_order_that_has_to_be_aborted_takes_no_later_one_along(name):
+    # Each took the next along on some of its members, which so had to be aborted in its turn: for ever.
+    wanted = [(0.1, (1024, 1024), 8, None), (0.6, (1024, 1024), 5, None)]
+    leaving = [Fault(1.1, 1, repair_s=0.0, clean=True)]
+    config = Config(0.1, 0.3, grace_s=0.5)
+    outcomes = run(wanted, 2, leaving, [], Conditions(decision_s=0.03, switch_s=0.01), config, resolve(name))
+    assert outcomes.ended_at < 10
