@@ -199,8 +199,11 @@ class Flight:
 
     @property
     def steps_in_the_end(self) -> int:
-        """Steps that one that ends early will have done: its members may have heard of it a step too late."""
-        return max(int(self.last_step), self.steps_reported)
+        """Steps that one that ends early will have done: its members may have heard of it a step too late.
+
+        Never more than it has: who is interrupted in the last of them is told a later one.
+        """
+        return min(max(int(self.last_step), self.steps_reported), self.order.steps)
 
     @property
     def _failed(self) -> bool:

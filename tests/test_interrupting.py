@@ -117,6 +117,15 @@ def test_what_is_left_is_counted_from_the_last_step_done_while_orders_are_taken_
     assert left_of(core, 0.83) == (False, 18)
 
 
+def test_what_is_interrupted_as_it_ends_has_done_no_more_than_all_of_its_steps(core):
+    for step in range(1, 8):
+        core.step_done(step / 10, 2)
+    give(core, 0.7, denoising("long", (0, 1), 8, 0.8))
+    # The plan was made in time, but is committed when the last step is all but over.
+    give(core, 0.799, interrupted=("long",))
+    assert left_of(core, 0.7995) == (True, 20 - 8)
+
+
 def left_of(core: Rounds, now: float) -> tuple[bool, int]:
     (seen,) = (request for request in core.snapshot(now).requests if request.id == "long")
     return seen.ending, seen.steps
