@@ -15,6 +15,8 @@ from typing import Any
 from bench.bound import bound
 from bench.runs import PROFILES, Setting, profile, run_in_detail
 
+FORMAT = 2
+"""What records tell; raised when figures come or go, so that older ones are not taken for new."""
 BOUND = "bound"
 """What takes a policy's place where the clairvoyant bound is wanted."""
 
@@ -31,10 +33,10 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """Changes with anything that the result depends on but the code."""
+        """Changes with anything that a record depends on but the rest of the code."""
         path = PROFILES / f"{self.setting.profile}.csv"
         path = path if path.exists() else Path(self.setting.profile)
-        described = json.dumps(asdict(self), sort_keys=True, default=str)
+        described = json.dumps([FORMAT, asdict(self)], sort_keys=True, default=str)
         return sha256(described.encode() + path.read_bytes()).hexdigest()[:16]
 
 

@@ -7,6 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from bench import trials
 from bench.cli import main
 from bench.compare import cells, lines
 from bench.intervals import estimate, paired
@@ -251,6 +252,20 @@ def test_paper_writes_everything_and_resumes(tmp_path):
     again = (tmp_path / "records.jsonl").read_text().splitlines()
     assert len(again) == 5
     assert "bursts skewed 1.2x 12/min" in (tmp_path / "bursts.md").read_text()
+
+
+def test_records_of_an_older_format_are_not_taken_for_new_ones(tmp_path, monkeypatch):
+    words = ["paper", "--quick", "--policies", "edf", "--jobs", 1, "--bound-limit", 0, "--out", tmp_path]
+    words += ["--groups", "bursts", "--seeds", 1, "--duration", 20]
+    with monkeypatch.context() as older:
+        older.setattr(trials, "FORMAT", trials.FORMAT - 1)
+        call(*words)
+    path = tmp_path / "records.jsonl"
+    record = json.loads(path.read_text())
+    del record["gpu_seconds_per_on_time_weighted"]
+    path.write_text(json.dumps(record) + "\n")
+    call(*words)
+    assert len(path.read_text().splitlines()) == 2
 
 
 def test_quick_gives_other_defaults_and_says_which_groups_it_has(tmp_path):
