@@ -33,14 +33,14 @@ def sar_by(cells: Sequence[Cell], records: Records, axis: str, folder: Path) -> 
         if len({getattr(cell, axis) for cell in chosen}) < 2:
             continue
         mixes = list(dict.fromkeys(cell.mix for cell in chosen))
-        figure = new_figure(5.5 * len(mixes), 4.2)
+        figure = new_figure(5 * len(mixes) + 1.8, 4.2)
         for place, mix in enumerate(mixes, 1):
             axes = _axes(figure, 1, len(mixes), place)
             curves: dict[str, list[tuple[float, Line]]] = {}
             for cell in sorted((c for c in chosen if c.mix == mix), key=lambda c: float(getattr(c, axis))):
                 for line in lines(records[cell.name]):
                     curves.setdefault(line.policy, []).append((getattr(cell, axis), line))
-            for policy, points in curves.items():
+            for depth, (policy, points) in enumerate(curves.items()):
                 axes.errorbar(
                     [x for x, _ in points],
                     [100 * line.sar.mean for _, line in points],
@@ -49,54 +49,57 @@ def sar_by(cells: Sequence[Cell], records: Records, axis: str, folder: Path) -> 
                         for _, line in points
                     ],
                     **_style(policy),
+                    zorder=_depth(depth),
                 )
             axes.set_title(f"{mix}, {fixed:g}{unit[other]}")
             axes.set_xlabel("deadlines, times the base" if axis == "scale" else "requests a minute")
+            axes.set_xticks(sorted({getattr(cell, axis) for cell in chosen}))
             axes.set_ylabel("requests on time, %")
             axes.set_ylim(0, 100)
             axes.grid(alpha=0.3)
-        figure.axes[-1].legend(fontsize=8)
+        _legend(figure)
         paths.append(save(figure, folder / f"sar_by_{axis}_{other}_{fixed:g}.png"))
     return paths
 
 
 def latencies(cell: Cell, records: Records, path: Path) -> Path:
     """The distribution of latencies, all seeds together."""
-    figure = new_figure(6.5, 4.5)
+    figure = new_figure(8, 4.5)
     axes = _axes(figure)
     by_policy: dict[str, list[Sequence[float]]] = {}
     for record in records[cell.name]:
         if record["policy"] != BOUND:
             by_policy.setdefault(record["policy"], []).append(record["latency_percentiles_s"])
-    for policy, runs in by_policy.items():
+    for depth, (policy, runs) in enumerate(by_policy.items()):
         if all(runs):
             means = [statistics.fmean(values) for values in zip(*runs, strict=True)]
-            axes.plot(means, range(len(means)), label=policy)
-    axes.set_xscale("log")
+            axes.plot(means, range(len(means)), label=policy, zorder=_depth(depth))
+    _logarithmic(axes)
     axes.set_xlabel("latency, s")
     axes.set_ylabel("completed requests, %")
     axes.set_title(cell.name)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    _legend(figure)
     return save(figure, path)
 
 
 def cost(cells: Sequence[Cell], records: Records, path: Path) -> Path:
     """SAR over GPU-seconds for each request on time, averaged over the cells."""
-    figure = new_figure(6.5, 4.5)
+    figure = new_figure(8, 4.5)
     axes = _axes(figure)
     points: dict[str, list[tuple[float, float]]] = {}
     for cell in cells:
         for line in lines(records[cell.name]):
             if line.gpu_seconds_per_on_time is not None:
                 points.setdefault(line.policy, []).append((line.gpu_seconds_per_on_time.mean, line.sar.mean))
-    for policy, found in points.items():
+    for depth, (policy, found) in enumerate(points.items()):
         x, y = (statistics.fmean(values) for values in zip(*found, strict=True))
-        axes.plot([x], [100 * y], "o")
-        axes.annotate(policy, (x, 100 * y), textcoords="offset points", xytext=(6, 4), fontsize=8)
+        axes.plot([x], [100 * y], "o", label=policy, zorder=_depth(depth))
+    _logarithmic(axes)
     axes.set_xlabel("GPU-seconds for each request on time")
     axes.set_ylabel("requests on time, %")
-    axes.grid(alpha=0.3)
+    axes.grid(alpha=0.3, which="both")
+    _legend(figure)
     return save(figure, path)
 
 
@@ -143,6 +146,24 @@ def _axes(figure: "Figure", *place: int) -> "Axes":
     colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
     axes.set_prop_cycle(color=[*colours[::2], *colours[1::2]])
     return axes
+
+
+def _depth(index: int) -> float:
+    """The first is on top."""
+    return 3 - index / 100
+
+
+def _logarithmic(axes: "Axes") -> None:
+    axes.set_xscale("log")
+    for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        which("{x:g}")
+    axes.tick_params(axis="x", which="minor", labelsize=7)
+
+
+def _legend(figure: "Figure") -> None:
+    """Beside the subplots, where it hides nothing."""
+    handles, labels = figure.axes[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
 
 
 def new_figure(width: float, height: float) -> "Figure":
