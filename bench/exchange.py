@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.compare import Line, lines, show
-from bench.plots import new_figure, save
+from bench.plots import legend, new_figure, save
 from bench.runs import Setting
 from bench.trials import Trial, perform_all
 from scheduler.config import Config
@@ -105,5 +105,5 @@ def _plot(found: Sequence[tuple[Knob, Line]], path: Path) -> Path:
         axes.set_xlabel(label)
         axes.set_ylabel("requests on time, %")
         axes.grid(alpha=0.3)
-    figure.axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    legend(figure)
     return save(figure, path)

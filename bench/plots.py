@@ -57,7 +57,7 @@ def sar_by(cells: Sequence[Cell], records: Records, axis: str, folder: Path) -> 
             axes.set_ylabel("requests on time, %")
             axes.set_ylim(0, 100)
             axes.grid(alpha=0.3)
-        _legend(figure)
+        legend(figure)
         paths.append(save(figure, folder / f"sar_by_{axis}_{other}_{fixed:g}.png"))
     return paths
 
@@ -79,7 +79,7 @@ def latencies(cell: Cell, records: Records, path: Path) -> Path:
     axes.set_ylabel("completed requests, %")
     axes.set_title(cell.name)
     axes.grid(alpha=0.3, which="both")
-    _legend(figure)
+    legend(figure)
     return save(figure, path)
 
 
@@ -99,7 +99,7 @@ def cost(cells: Sequence[Cell], records: Records, path: Path) -> Path:
     axes.set_xlabel("GPU-seconds for each request on time")
     axes.set_ylabel("requests on time, %")
     axes.grid(alpha=0.3, which="both")
-    _legend(figure)
+    legend(figure)
     return save(figure, path)
 
 
@@ -160,7 +160,7 @@ def _logarithmic(axes: "Axes") -> None:
     axes.tick_params(axis="x", which="minor", labelsize=7)
 
 
-def _legend(figure: "Figure") -> None:
+def legend(figure: "Figure") -> None:
     """Beside the subplots, where it hides nothing."""
     handles, labels = figure.axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)

@@ -23,22 +23,25 @@ def summary(outcomes: Outcomes, arrivals: Sequence[Arrival], gpus: int) -> dict[
     latencies = sorted(t.finished_at - t.arrived_at for t in requests if t.stage is Stage.DONE)
     late = [t.finished_at - t.arrived_at for t in requests if t.stage is Stage.DONE and t.late]
     hits = sum(map(on_time, requests))
+    share, weighted = (sar(requests, outcomes.refused, weighted=by) for by in (False, True))
     tally = outcomes.tally
+    cost = tally.busy_seconds / hits if hits else None
     span = outcomes.ended_at
     milliseconds = sorted(1000 * seconds for seconds in outcomes.decision_seconds)
     figures: dict[str, Any] = {
         "requests": len(requests) + len(outcomes.refused),
         "on_time": hits,
-        "sar": sar(requests, outcomes.refused),
-        "sar_weighted": sar(requests, outcomes.refused, weighted=True),
+        "sar": share,
+        "sar_weighted": weighted,
         "sar_by_size": _sar_by(requests, outcomes.refused, lambda s: f"{s.width}x{s.height}"),
         "ended": dict(sorted(ends.items())),
         "latency_s": {"mean": _mean(latencies), **quantiles(latencies, (50, 95, 99))},
         "late_latency_s": {"mean": _mean(late)},
         "ended_at_s": span,
         "gpu_seconds": tally.busy_seconds,
-        "gpu_seconds_per_on_time": tally.busy_seconds / hits if hits else None,
-        "gpu_seconds_per_on_time_weighted": _by_weight(tally.busy_seconds, requests, outcomes.refused),
+        "gpu_seconds_per_on_time": cost,
+        # Each on time counts its weight over the mean weight.
+        "gpu_seconds_per_on_time_weighted": cost * share / weighted if cost and share and weighted else None,
         "gpu_utilisation": tally.busy_seconds / (gpus * span) if span else 0.0,
         "switches": tally.switches,
         "requests_per_step": sum(map(len, tally.steps_run.values())) / tally.batches
@@ -91,17 +94,6 @@ def sar(
             total += weight
             met += weight * on_time(tracked)
     return met / total if total else None
-
-
-def _by_weight(
-    gpu_seconds: float, requests: Sequence[Tracked], refused: Sequence[Submission]
-) -> float | None:
-    """GPU-seconds per request on time, where each counts its weight over the mean weight; None: nobody is."""
-    share = sar(requests, refused, weighted=True)
-    with_deadline = sum(t.deadline < math.inf for t in requests) + sum(
-        s.deadline_s is not None for s in refused
-    )
-    return gpu_seconds / (share * with_deadline) if share else None
 
 
 def quantiles(ascending: Sequence[float], percents: Iterable[int]) -> dict[str, float | None]:
