@@ -143,4 +143,4 @@ def build(loads: Loads) -> Program:
     ]
     scale = 1 + sum(costs)
     gains = [scale * units(work.request.weight) - cost for work, cost in zip(works, costs, strict=True)]
-    return Program(works, (), (1,) * len(works), tuple(gains), tuple(rows), scale)
+    return Program(works, (), (), (), (1,) * len(works), tuple(gains), tuple(rows), scale)

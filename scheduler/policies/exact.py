@@ -7,17 +7,21 @@ the line-up is proved best: no plan of this moment has more on time.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+from scheduler.policies.beam import EFFORT as MOMENTS
+from scheduler.policies.beam import joined, schedule
 from scheduler.policies.board import Board, Work
 from scheduler.policies.edf import by_deadline, finish
 from scheduler.policies.energy import ROOM, ids_of, loads_of, serving, start
 from scheduler.policies.energy import build as build_choice
 from scheduler.policies.fluid import Program, Row, Solution, build, sharing, tasks
 from scheduler.policies.interrupt import cut, yielding
-from scheduler.policies.lineup import Lineup, Ranking, follow, least_gpu_seconds, line_up, on_time
+from scheduler.policies.lineup import Lineup, Ranking, Task, follow, least_gpu_seconds, line_up, on_time
 from scheduler.policies.mix import TOLERANCE
+from scheduler.policies.prices import prices
 from scheduler.policies.search import give_up, hurry, improve, join, promote
 from scheduler.problem import Decision, Plan, Policy, Problem
 
@@ -33,6 +37,8 @@ JUST_NOW_S = 0.05
 MAX_WORKS, MAX_CROWD = 12, 60
 """With more requests that could be on time, a solver would not get far in the time there is, with the fluid
 and with GPU-seconds alone."""
+TRIES = 4
+"""Choices of a solver to try, each with other requests on time."""
 LEAST_EFFORT = 0.2
 """Share of a decision's effort without which no solver gets anywhere."""
 
@@ -123,19 +129,65 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float, crowd: int) -
         return answer
     kept = frozenset(z for z, work in enumerate(program.works) if work.request.id in best.finish)
     more = program.more_than(on_time(best) - apart)
-    limit = solution = solver(program, [more], kept, until - built, 1.0)
+    rows, effort, moments, proven = [more], 1.0, MOMENTS, True
+    limit = Solution(None, math.inf, "unknown")
+    for _ in range(TRIES):
+        left = until - time.perf_counter()
+        if left <= 0 or effort < LEAST_EFFORT:
+            break
+        solution = solver(program, rows, kept, left, effort)
+        effort -= solution.effort
+        if proven:
+            limit = solution
+        if solution.values is None:
+            break
+        trial = _try(board, order, program, solution.values, moments)
+        if trial.lineup is not None and on_time(trial.lineup) > on_time(best) + TOLERANCE:
+            answer.lineup = trial.lineup
+            break
+        # Others, then. Only if these are known to be impossible does that say something of the bound.
+        rows.append(program.not_all(solution.values))
+        moments -= trial.moments
+        proven = proven and not trial.possible
     if sharing(order):
         # The program is no relaxation of plans with batches.
-        limit = _limit(solver, board, order, more, until, solution)
+        limit = _limit(solver, board, order, more, until, limit)
     answer.solve_s = time.perf_counter() - built
     _note_bound(answer, limit, program, apart)
-    if solution.values is not None:
-        for found in tasks(program, solution.values):
-            candidate = follow(board, Ranking(order), found)
-            if on_time(candidate) > on_time(best) + TOLERANCE:
-                answer.lineup = candidate
-                break
     return answer
+
+
+class _Trial(NamedTuple):
+    """A line-up that has all on time whom a solution has so, if it was found; else whether there may be one.
+
+    `moments` were looked at for it.
+    """
+
+    lineup: Lineup | None
+    possible: bool = True
+    moments: int = 0
+
+
+def _try(
+    board: Board, order: tuple[Work, ...], program: Program, values: Sequence[float], moments: int
+) -> _Trial:
+    """Run a solution as it is, or else look for a schedule of those whom it has on time."""
+    chosen = [work for work, z in zip(program.works, values, strict=False) if z > 0.5]
+
+    def run(found: Iterable[Task]) -> Lineup | None:
+        lineup = follow(board, Ranking(order), found)
+        return lineup if ids_of(chosen) <= lineup.finish.keys() else None
+
+    lineup = next(filter(None, map(run, tasks(program, values))), None)
+    if lineup is not None:
+        return _Trial(lineup)
+    known = prices(board, chosen)
+    if known is None or known.spare < 0:
+        return _Trial(None, possible=known is None)
+    steps, spent = schedule(board, chosen, known, moments)
+    if steps is None:
+        return _Trial(None, moments=spent)
+    return _Trial(run(joined(steps)) or run(steps), moments=spent)
 
 
 def _ask_of_crowd(solver: Solver, board: Board, answer: _Answer, apart: float, until: float) -> None:

@@ -66,13 +66,16 @@ class Program:
     """Maximise the gain of all columns under all rows.
 
     The first columns say of each of `works` whether it is on time; the others are milliseconds, those of
-    `uses` or sums of them, but for one, the percentage of every span that may be used. Each column is an
-    integer from 0 to its upper end. `scale` is the gain of one unit of weight: gains are weights first, what
-    is left idle and GPU-milliseconds second.
+    `uses` for steps, of `stages` for encodings and decodings, or sums of them, but for one, the percentage of
+    every span that may be used. Each column is an integer from 0 to its upper end. `scale` is the gain of one
+    unit of weight: gains are weights first, what is left idle and GPU-milliseconds second. `spans` are what
+    the columns of time count by, where there are any.
     """
 
     works: tuple[Work, ...]
+    spans: tuple[tuple[float, float], ...]
     uses: tuple[tuple[int, Use], ...]
+    stages: tuple[tuple[int, Use], ...]
     uppers: tuple[int, ...]
     gains: tuple[int, ...]
     rows: tuple[Row, ...]
@@ -86,6 +89,11 @@ class Program:
         """More than this weight is on time."""
         terms = tuple((z, -units(work.request.weight)) for z, work in enumerate(self.works))
         return Row(terms, -math.floor(WEIGHT_UNIT * weight + NOISE) - 1)
+
+    def not_all(self, values: Sequence[float]) -> Row:
+        """Not all are on time whom these values have on time."""
+        terms = tuple((z, 1) for z in range(len(self.works)) if values[z] > 0.5)
+        return Row(terms, len(terms) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +109,24 @@ class Solution:
     effort: float = 0.0
 
 
-def build(board: Board, works: Sequence[Work], batches: bool = False) -> Program:
+def build(
+    board: Board, works: Sequence[Work], batches: bool = False, idle: bool = True, grain_s: float = GRAIN_S
+) -> Program:
     """The program of the work that has denoising steps left.
 
     Its best value is a bound on plans without batches; `batches`: on those with batches worth it, too, and
-    only that.
+    only that. Without `idle` nothing is wanted but who is on time.
     """
     # Data: when each can begin and must end; when blocks are free, by size; spans.
     works = tuple(work for work in works if work.steps)
     now = board.problem.now
-    ready = [_floor(now, work.ready + work.encode) for work in works]
+    ready = [_floor(now, work.ready + work.encode, grain_s) for work in works]
     due = _on_few_cuts([work.hard_due for work in works])
-    free_at = _free_at(board)
+    ended = [work.hard_due + work.decode for work in works]
+    free_at = _free_at(board, grain_s)
     begins = (*ready, *(at for times in free_at.values() for at in times))
-    cuts = sorted({now, *due, *(at for at in begins if at < max(due, default=now))})
+    last = max((*due, *ended), default=now)
+    cuts = sorted({now, *due, *(at for at in begins if at < last), last})
     spans = [(begin, end) for begin, end in pairwise(cuts) if end > begin + TOLERANCE]
     lengths = [math.ceil(MS * (end - begin)) for begin, end in spans]
     free = [
@@ -122,10 +134,11 @@ def build(board: Board, works: Sequence[Work], batches: bool = False) -> Program
         for begin, _ in spans
     ]
 
-    # Columns: on time or not; milliseconds by work, degree and span.
-    lanes = [
+    # Columns: on time or not; milliseconds by work, degree and span, and those of encodings and decodings.
+    columns = _Columns([1] * len(works))
+    own = [
         [
-            Use(work, degree, s)
+            (columns.add(lengths[s]), Use(work, degree, s))
             for s, (begin, end) in enumerate(spans)
             if ready[z] <= begin + TOLERANCE and end <= due[z] + TOLERANCE
             for degree in work.ladder.degrees
@@ -133,26 +146,37 @@ def build(board: Board, works: Sequence[Work], batches: bool = False) -> Program
         ]
         for z, work in enumerate(works)
     ]
-    columns = _Columns([1] * len(works))
-    own = [[(columns.add(lengths[use.span]), use) for use in lane] for lane in lanes]
-    full = None if batches else columns.add(PERCENT)
+    stages = [
+        [
+            (columns.add(lengths[s]), Use(work, 1, s))
+            for s, (begin, end) in enumerate(spans)
+            if work.ready <= end - TOLERANCE and begin + TOLERANCE <= ended[z] and free[s].get(1)
+        ]
+        if _stages(board, work)
+        else []
+        for z, work in enumerate(works)
+    ]
+    full = columns.add(PERCENT) if idle and not batches else None
 
     # Rows.
     rows = [_all_steps(z, work, own[z]) for z, work in enumerate(works)]
+    rows += [
+        Row((*((c, -1) for c, _ in lane), (z, math.floor(MS * _stages(board, work)))), 0)
+        for z, (work, lane) in enumerate(zip(works, stages, strict=True))
+        if lane
+    ]
     classes = sharing(works) if batches else []
     for s, length in enumerate(lengths):
-        here = {
-            z: found
-            for z, lane in enumerate(own)
-            if (found := [(c, u.degree) for c, u in lane if u.span == s])
-        }
+        steps = {z: [(c, u.degree) for c, u in lane if u.span == s] for z, lane in enumerate(own)}
+        apart = {z: [(c, 1) for c, u in lane if u.span == s] for z, lane in enumerate(stages)}
+        here = {z: found for z in steps if (found := steps[z] + apart[z])}
         rows += [Row((*((c, 1) for c, _ in lane), (z, -length)), 0) for z, lane in here.items()]
         if full is not None:
             rows += [_at_most(length, [(c, 1) for c, _ in lane], full) for lane in here.values()]
         taken = [entry for lane in here.values() for entry in lane]
         for shared_steps, members in classes:
             for degree, times in shared_steps.items():
-                own_time = [c for z in members for c, k in here.get(z, ()) if k == degree]
+                own_time = [c for z in members for c, k in steps[z] if k == degree]
                 if len(own_time) > 1:
                     shared, more = _share(columns, own_time, times, length * free[s][degree])
                     taken = [(c, k) for c, k in taken if c not in own_time] + [(shared, degree)]
@@ -171,7 +195,15 @@ def build(board: Board, works: Sequence[Work], batches: bool = False) -> Program
         gains[full] = -(IDLE_WORTH * most // PERCENT)
         for column, use in uses:
             gains[column] = -use.degree
-    return Program(works, uses, tuple(columns.uppers), tuple(gains), tuple(rows), scale)
+    others = tuple(entry for lane in stages for entry in lane)
+    return Program(works, tuple(spans), uses, others, tuple(columns.uppers), tuple(gains), tuple(rows), scale)
+
+
+def _stages(board: Board, work: Work) -> float:
+    """Seconds of what a work has to do besides its steps, on GPUs that steps could have had."""
+    steps = board.able[Stage.DENOISING]
+    encode = work.encode if not board.able[Stage.ENCODING] & ~steps else 0.0
+    return encode + (work.decode if not board.able[Stage.DECODING] & ~steps else 0.0)
 
 
 class _Columns:
@@ -256,11 +288,13 @@ def _at_most(limit: int, terms: Sequence[tuple[int, int]], full: int | None) -> 
     return Row((*terms, (full, -(limit // PERCENT))), limit % PERCENT)
 
 
-def _free_at(board: Board) -> dict[int, list[float]]:
+def _free_at(board: Board, grain_s: float) -> dict[int, list[float]]:
     """When each block that can run steps is free, by size."""
     able = board.able[Stage.DENOISING]
     return {
-        size: [_floor(board.problem.now, board.ends[block]) for block in blocks if block & able == block]
+        size: [
+            _floor(board.problem.now, board.ends[block], grain_s) for block in blocks if block & able == block
+        ]
         for size, blocks in board.layout.blocks.items()
     }
 
@@ -296,6 +330,6 @@ def tasks(program: Program, values: Sequence[float]) -> Iterator[list[Task]]:
         yield [task for *_, task in sorted(found, key=lambda e: (e[0], sign * e[1], e[2]))]
 
 
-def _floor(now: float, at: float) -> float:
+def _floor(now: float, at: float, grain_s: float) -> float:
     """A moment soon after now, on the grid."""
-    return now + max(0.0, math.floor((at - now) / GRAIN_S + TOLERANCE) * GRAIN_S)
+    return now + max(0.0, math.floor((at - now) / grain_s + TOLERANCE) * grain_s)

@@ -1,0 +1,117 @@
+"""What steps and GPU time are worth where some requests are all to be on time: a linear program's prices.
+
+The program is the fluid (`fluid.py`) with every one of them on time, and as many steps beyond those that are
+left as can be, the same for each: how far they are from being too many. Its dual values say what a step of
+each request is worth, in such steps, and what each request pays for a second at a degree.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+from ortools.linear_solver import pywraplp
+
+from scheduler.policies.board import Board, Work
+from scheduler.policies.fluid import MS, STEP_UNIT, build
+
+GRAIN_S = 0.001
+"""Spans are cut at multiples of this."""
+
+
+class Meter:
+    """What has been worth how much up to a moment: rates that change at given moments."""
+
+    def __init__(self, cuts: Sequence[float], rates: Sequence[float]) -> None:
+        self._cuts = cuts
+        self._rates = [*rates, 0.0]
+        lengths = (b - a for a, b in pairwise(cuts))
+        self._sums = [0.0, *accumulate(r * length for r, length in zip(rates, lengths, strict=True))]
+
+    def at(self, moment: float) -> float:
+        """The sum until then; `moment` is no earlier than the first cut."""
+        index = bisect_right(self._cuts, moment) - 1
+        return self._sums[index] + self._rates[index] * (moment - self._cuts[index])
+
+
+class Price(NamedTuple):
+    """Of a work: what a `step` is worth and what is `paid` for it, by degree.
+
+    And what a second of its encoding or decoding is worth, and what is paid for that.
+    """
+
+    step: float
+    paid: dict[int, Meter]
+    stage: float
+    stage_paid: Meter
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """`works` have their prices in their order; `worth` is that of the time of all GPUs.
+
+    `spare`: so many steps of each could be added; below 0, not all of them can be on time.
+    """
+
+    spare: float
+    works: tuple[Price, ...]
+    worth: Meter
+
+
+def prices(board: Board, works: Sequence[Work]) -> Prices | None:
+    """Of works with steps left that are all to be on time; None where the solver does not tell."""
+    program = build(board, works, idle=False, grain_s=GRAIN_S)
+    solver = pywraplp.Solver.CreateSolver("GLOP")
+    count, most = len(program.works), solver.infinity()
+
+    # Variables: steps to spare, and the milliseconds of the fluid; who is on time is settled.
+    spare = solver.NumVar(-most, most, "")
+    columns = [None] * count + [solver.NumVar(0.0, most, "") for _ in program.uppers[count:]]
+
+    # Constraints: those of the fluid.
+    rows = []
+    for index, row in enumerate(program.rows):
+        settled = sum(factor for column, factor in row.terms if column < count)
+        unit = STEP_UNIT if index < count else 1
+        limit = solver.Constraint(-most, (row.limit - settled) / unit)
+        for column, factor in row.terms:
+            if column >= count:
+                limit.SetCoefficient(columns[column], factor / unit)
+        if index < count:
+            limit.SetCoefficient(spare, 1.0)
+        rows.append(limit)
+
+    # Objective.
+    solver.Objective().SetCoefficient(spare, 1.0)
+    solver.Objective().SetMaximization()
+    if solver.Solve() != pywraplp.Solver.OPTIMAL:
+        return None
+
+    # Solution: what a second of each use takes of what is scarce, and all of them of each span.
+    dual = [row.dual_value() for row in rows]
+    paid = [0.0] * len(program.uppers)
+    for row, value in zip(program.rows[count:], dual[count:], strict=True):
+        for column, factor in row.terms:
+            paid[column] += MS * value * factor
+    cuts = [program.spans[0][0], *(end for _, end in program.spans)]
+    worth = [0.0] * len(program.spans)
+    for column, use in (*program.uses, *program.stages):
+        begin, end = program.spans[use.span]
+        worth[use.span] += columns[column].solution_value() / MS * paid[column] / (end - begin)
+    found = []
+    for z, work in enumerate(program.works):
+        by_degree = {k: [0.0] * len(program.spans) for k in work.ladder.degrees}
+        for column, use in program.uses:
+            if use.work is work:
+                by_degree[use.degree][use.span] = paid[column]
+        apart = [0.0] * len(program.spans)
+        least = math.inf
+        for column, use in program.stages:
+            if use.work is work:
+                apart[use.span] = paid[column]
+                least = min(least, paid[column])
+        meters = {k: Meter(cuts, rates) for k, rates in by_degree.items()}
+        found.append(Price(dual[z], meters, least if least < math.inf else 0.0, Meter(cuts, apart)))
+    return Prices(spare.solution_value(), tuple(found), Meter(cuts, worth))
