@@ -139,7 +139,7 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float, crowd: int) -
         effort -= solution.effort
         if proven:
             limit = solution
-        if solution.values is None:
+        if solution.values is None or not program.chosen(solution.values):
             break
         trial = _try(board, order, program, solution.values, moments)
         if trial.lineup is not None and on_time(trial.lineup) > on_time(best) + TOLERANCE:
@@ -172,7 +172,7 @@ def _try(
     board: Board, order: tuple[Work, ...], program: Program, values: Sequence[float], moments: int
 ) -> _Trial:
     """Run a solution as it is, or else look for a schedule of those whom it has on time."""
-    chosen = [work for work, z in zip(program.works, values, strict=False) if z > 0.5]
+    chosen = program.chosen(values)
 
     def run(found: Iterable[Task]) -> Lineup | None:
         lineup = follow(board, Ranking(order), found)
@@ -211,8 +211,7 @@ def _ask_of_crowd(solver: Solver, board: Board, answer: _Answer, apart: float, u
             _note_bound(answer, solution, program, apart)
         if solution.values is None:
             break
-        chosen = ids_of(w for w, z in zip(program.works, solution.values, strict=True) if z > 0.5)
-        candidate = serving(board, order, chosen)
+        candidate = serving(board, order, ids_of(program.chosen(solution.values)))
         if on_time(candidate) > on_time(best) + TOLERANCE:
             answer.lineup = candidate
             break

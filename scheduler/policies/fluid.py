@@ -90,6 +90,10 @@ class Program:
         terms = tuple((z, -units(work.request.weight)) for z, work in enumerate(self.works))
         return Row(terms, -math.floor(WEIGHT_UNIT * weight + NOISE) - 1)
 
+    def chosen(self, values: Sequence[float]) -> list[Work]:
+        """Whom these values have on time."""
+        return [work for work, z in zip(self.works, values, strict=False) if z > 0.5]
+
     def not_all(self, values: Sequence[float]) -> Row:
         """Not all are on time whom these values have on time."""
         terms = tuple((z, 1) for z in range(len(self.works)) if values[z] > 0.5)
