@@ -182,7 +182,7 @@ def _try(
     if lineup is not None:
         return _Trial(lineup)
     known = prices(board, chosen)
-    if known is None or known.spare < 0:
+    if known is None or known.impossible:
         return _Trial(None, possible=known is None)
     steps, spent = schedule(board, chosen, known, moments)
     if steps is None:

@@ -19,6 +19,8 @@ from scheduler.policies.fluid import MS, STEP_UNIT, build
 
 GRAIN_S = 0.001
 """Spans are cut at multiples of this."""
+ROUNDING = 1e-6
+"""Of steps to spare: the solver computes in floating point."""
 
 
 class Meter:
@@ -52,12 +54,17 @@ class Price(NamedTuple):
 class Prices:
     """`works` have their prices in their order; `worth` is that of the time of all GPUs.
 
-    `spare`: so many steps of each could be added; below 0, not all of them can be on time.
+    `spare`: so many steps of each could be added; below 0, so many are too many.
     """
 
     spare: float
     works: tuple[Price, ...]
     worth: Meter
+
+    @property
+    def impossible(self) -> bool:
+        """Whether it is proved that not all of them can be on time."""
+        return self.spare < -ROUNDING
 
 
 def prices(board: Board, works: Sequence[Work]) -> Prices | None:
