@@ -1,5 +1,9 @@
 """The beam's schedules in whole steps, and the prices that guide it."""
 
+import itertools
+
+from scheduler.placement import Layout
+from scheduler.policies import beam
 from scheduler.policies.board import Board
 from scheduler.policies.prices import prices
 from scheduler.problem import Gpu, Problem, Request, Stage
@@ -27,3 +31,26 @@ def test_what_just_fits_is_not_called_impossible():
             assert not prices(board, board.works).impossible, (step, steps)
             board = Board(moment(profile, steps, [due[-1] - step / 2] * len(steps), [0.0]))
             assert prices(board, board.works).impossible, (step, steps)
+
+
+def placed(layout: Layout, free: int, degrees: tuple[int, ...]) -> bool:
+    """Whether there are places for all of them at once."""
+    for degree in sorted(degrees, reverse=True):
+        block = layout.find(degree, free)
+        if block is None:
+            return False
+        free &= ~block
+    return True
+
+
+def test_who_may_begin_finds_a_block_whatever_runs_already():
+    """Four GPUs of a block and two single ones: four beside two leave no pair, though there are six."""
+    layout = Layout((slot, "") for slot in range(8))
+    for free, degree in itertools.product(range(256), (1, 2, 4, 8)):
+        blocks = {size: sum(b & free == b for b in found) for size, found in layout.blocks.items()}
+        for number in range(4):
+            for taken in itertools.combinations_with_replacement((1, 2, 4), number):
+                if placed(layout, free, taken):
+                    room = sum(taken) + degree <= blocks[1]
+                    begins = room and beam._fits(degree, taken, (), blocks)
+                    assert begins == placed(layout, free, (*taken, degree)), (free, taken, degree)

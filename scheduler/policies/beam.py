@@ -11,7 +11,7 @@ import heapq
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from scheduler.policies.board import Board, Work
@@ -230,7 +230,7 @@ class _Courses:
                 ((*begun, (z, k, count)), used + k)
                 for begun, used in found
                 for k, count in options
-                if used + k <= room and (k == 1 or _wide(k, taken, begun) < free.get(k, 0))
+                if used + k <= room and _fits(k, taken, begun, free)
             ]
         return (begun for begun, _ in found)
 
@@ -281,7 +281,18 @@ class _Courses:
         return worth, Moment(then, tuple(left), tuple(parts), begun, moment)
 
 
-def _wide(degree: int, taken: Sequence[int], begun: Sequence[tuple[int, int, int]]) -> int:
-    """How many blocks of this degree the wide ones take."""
-    wide = sum([k // degree for k in taken if k >= degree])
-    return wide + sum([k // degree for _, k, _ in begun if k >= degree])
+def _fits(
+    degree: int, taken: Sequence[int], begun: Sequence[tuple[int, int, int]], free: Mapping[int, int]
+) -> bool:
+    """Whether there are blocks for one more of this degree, besides single GPUs.
+
+    Of every size up to it: its own is not enough where those in use are narrower.
+    """
+    size = degree
+    while size > 1:
+        wide = sum([k // size for k in taken if k >= size])
+        wide += sum([k // size for _, k, _ in begun if k >= size])
+        if wide + degree // size > free.get(size, 0):
+            return False
+        size //= 2
+    return True
