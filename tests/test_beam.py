@@ -1,9 +1,12 @@
 """The beam's schedules in whole steps, and the prices that guide it."""
 
 import itertools
+import time
+
+from test_solvers import problem
 
 from scheduler.placement import Layout
-from scheduler.policies import beam
+from scheduler.policies import beam, resolve
 from scheduler.policies.board import Board
 from scheduler.policies.prices import prices
 from scheduler.problem import Gpu, Problem, Request, Stage
@@ -54,3 +57,31 @@ def test_who_may_begin_finds_a_block_whatever_runs_already():
                     room = sum(taken) + degree <= blocks[1]
                     begins = room and beam._fits(degree, taken, (), blocks)
                     assert begins == placed(layout, free, (*taken, degree)), (free, taken, degree)
+
+
+def test_no_schedule_is_looked_for_when_the_time_is_up(monkeypatch):
+    """With twelve waiting for eight GPUs a single moment has tens of thousands that can follow it."""
+    degrees = {1: 0.1, 2: 0.06, 4: 0.035, 8: 0.02}
+    profile = Profile([StepTime("step", SIDE, SIDE, k, 1, step) for k, step in degrees.items()])
+    due = [10.0 + n for n in range(12)]
+    board = Board(moment(profile, [20] * 12, due, [0.0] * 8))
+    looked_at, clock = [], itertools.count()
+    begin = beam._Courses._begin
+    monkeypatch.setattr(beam._Courses, "_begin", lambda *args: looked_at.append(1) or begin(*args))
+    monkeypatch.setattr(beam.time, "perf_counter", lambda: next(clock))
+    assert beam.schedule(board, board.works, prices(board, board.works), until=10).tasks is None
+    assert 0 < len(looked_at) <= 10
+
+
+def test_the_beam_has_what_a_decision_has_left_of_its_time(monkeypatch):
+    given = []
+
+    def schedule(*_args, until: float) -> beam.Found:
+        given.append(until)
+        return beam.Found(None, 0)
+
+    monkeypatch.setattr("scheduler.policies.exact.schedule", schedule)
+    began = time.perf_counter()
+    resolve("cp-sat")(problem(18, 6, 8), 100.0)
+    assert given
+    assert all(began < until <= time.perf_counter() + 100 for until in given)

@@ -9,6 +9,7 @@ fluid (`prices.py`): what is left of the GPUs' time, less the steps that are sti
 
 import heapq
 import math
+import time
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,8 @@ PASSES = ((1, 0.25), (1, 0.15), (2, 0.25), (2, 0.15))
 WINDOW_S = 0.02
 """Those whose next moments lie within the same window of time have come about as far."""
 EFFORT = 500
-"""Moments to follow up for a decision, 40 us of CPU each."""
+"""Moments to follow up for a decision, 40 us of CPU each as a rule; where ten or twelve wait for eight GPUs,
+0.3 to 0.8 s."""
 
 
 class Part(NamedTuple):
@@ -57,14 +59,17 @@ class Found(NamedTuple):
     effort: int
 
 
-def schedule(board: Board, works: Sequence[Work], prices: Prices, effort: int = EFFORT) -> Found:
+def schedule(
+    board: Board, works: Sequence[Work], prices: Prices, effort: int = EFFORT, until: float = math.inf
+) -> Found:
     """How all of `works`, which have steps left, can be on time without sharing any.
 
-    Effort and not time, so that the same problem always gets the same plan.
+    Effort and not time, so that the same problem always gets the same plan; unless that takes until after
+    `until`, by `time.perf_counter`.
     """
     left = effort
     for width, piece_s in PASSES:
-        found = _pass(_Courses(board, works, prices, piece_s), width, left)
+        found = _pass(_Courses(board, works, prices, piece_s, until), width, left)
         left -= found.effort
         if found.tasks is not None or left <= 0:
             return Found(found.tasks, effort - left)
@@ -94,7 +99,7 @@ def _pass(courses: "_Courses", width: int, effort: int) -> Found:
         following = _best(windows.pop(window), width)
         for moment in following:
             spent += 1
-            if spent > effort:
+            if spent > effort or courses.out_of_time():
                 return Found(None, effort)
             for worth, after in courses.after(moment):
                 if max(after.left) <= 0:
@@ -142,8 +147,10 @@ class _Item(NamedTuple):
 class _Courses:
     """How schedules of `works` can go on."""
 
-    def __init__(self, board: Board, works: Sequence[Work], prices: Prices, piece_s: float) -> None:
-        self._works, self._worth = works, prices.worth
+    def __init__(
+        self, board: Board, works: Sequence[Work], prices: Prices, piece_s: float, until: float
+    ) -> None:
+        self._works, self._worth, self._until = works, prices.worth, until
         self._now = board.problem.now
         able = board.able[Stage.DENOISING]
         blocks = {
@@ -174,6 +181,10 @@ class _Courses:
         ]
         self._wakes = sorted({*self._opens, *(item.ready for item in self._items)})
 
+    def out_of_time(self) -> bool:
+        """Whether no more can be looked at."""
+        return time.perf_counter() >= self._until
+
     def first(self) -> Moment:
         """Nothing has begun."""
         left = tuple(work.steps + (work.stage is Stage.ENCODING) for work in self._works)
@@ -194,6 +205,8 @@ class _Courses:
             elif left[z] > 0 and self._items[z].ready <= at + TOLERANCE:
                 waiting.append(z)
         for begun in self._choices(waiting, left, taken, at):
+            if self.out_of_time():
+                return
             following = self._begin(moment, left, parts, begun)
             if following is not None:
                 yield following

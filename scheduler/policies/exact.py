@@ -141,7 +141,7 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float, crowd: int) -
             limit = solution
         if solution.values is None or not program.chosen(solution.values):
             break
-        trial = _try(board, order, program, solution.values, moments)
+        trial = _try(board, order, program, solution.values, moments, until)
         if trial.lineup is not None and on_time(trial.lineup) > on_time(best) + TOLERANCE:
             answer.lineup = trial.lineup
             break
@@ -169,7 +169,12 @@ class _Trial(NamedTuple):
 
 
 def _try(
-    board: Board, order: tuple[Work, ...], program: Program, values: Sequence[float], moments: int
+    board: Board,
+    order: tuple[Work, ...],
+    program: Program,
+    values: Sequence[float],
+    moments: int,
+    until: float,
 ) -> _Trial:
     """Run a solution as it is, or else look for a schedule of those whom it has on time."""
     chosen = program.chosen(values)
@@ -184,7 +189,7 @@ def _try(
     known = prices(board, chosen)
     if known is None or known.impossible:
         return _Trial(None, possible=known is None)
-    steps, spent = schedule(board, chosen, known, moments)
+    steps, spent = schedule(board, chosen, known, moments, until=until)
     if steps is None:
         return _Trial(None, moments=spent)
     return _Trial(run(joined(steps)) or run(steps), moments=spent)
