@@ -3,6 +3,7 @@
 import itertools
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from scheduler.limits import MAX_DEADLINE_S, MAX_WEIGHT
 from scheduler.policies import cp_sat, ilp, resolve
 from scheduler.policies.board import Board
 from scheduler.policies.edf import by_deadline
@@ -199,6 +201,15 @@ def test_ctrl_c_is_whose_it_was():
     board, before = Board(problem(3, 10, 8)), caught()
     assert cp_sat.solve(build(board, by_deadline(board.works)), [], frozenset(), PATIENT).values
     assert caught() == before
+
+
+def test_weights_and_deadlines_as_large_as_a_request_may_ask_for_leave_the_heuristic_standing():
+    """Together they are beyond 64 bits."""
+    moment = problem(8, 6, 8)
+    changes = [{"deadline": moment.now + MAX_DEADLINE_S}, *[{"weight": MAX_WEIGHT}] * 5]
+    outstanding = tuple(replace(r, **c) for r, c in zip(moment.requests, changes, strict=True))
+    moment = replace(moment, requests=outstanding)
+    assert resolve("cp-sat")(moment, PATIENT).decision.status == "failed"
 
 
 def test_a_solver_without_an_answer_leaves_the_heuristic_standing():

@@ -23,8 +23,8 @@ _STATUS = {
 }
 GAP = 0.01
 """Share of all GPU-seconds that a solution may take beyond the least and still be called optimal."""
-_LEAST = -(1 << 63)
-"""No limit from below."""
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
+"""No limit from below, and the largest number that a model can hold."""
 
 
 class _Model(cp_model.CpModel):
@@ -43,6 +43,9 @@ def solve(
     program: Program, more: Sequence[Row], start: frozenset[int], seconds: float, effort: float = 1.0
 ) -> Solution:
     """Solve a program with `more` rows, beginning with those of `start` (of its works) on time."""
+    trivial = float(sum(gain for gain in program.gains if gain > 0))
+    if max(*program.uppers, *map(abs, program.gains)) > _MOST:
+        return Solution(None, trivial, "failed")  # heavy ones beside deadlines in weeks
     # Written as the solver reads it: expressions would take several times as long.
     # Variables: on time or not, and milliseconds.
     model = _Model()
@@ -88,6 +91,6 @@ def solve(
 
     # Solution.
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return Solution(None, float(sum(gain for gain in program.gains if gain > 0)), _STATUS[status], took)
+        return Solution(None, trivial, _STATUS[status], took)
     values = tuple(map(float, solver.response_proto.solution))
     return Solution(values, solver.best_objective_bound, _STATUS[status], took)
