@@ -6,10 +6,11 @@ degrees are powers of two, so whoever runs at all takes at least one of the bloc
 degree k and wider share. On average over a span, 7 + 1 GPUs would do for a request that needs all 8 and a
 small one beside it; on the clock, one of them has to wait.
 
-Steps that cannot be interrupted, places and encodings are left out, so the best value is a bound on what any
-plan can have on time. Of the solutions with as much on time one is wanted that can be run in spite of them:
-one that leaves some share of every span idle, as large as can be. All numbers are integers, for both solvers
-to see the same program.
+Encodings and decodings take time on one GPU each, wherever steps could have had it. That steps cannot be
+interrupted, places, and what comes before what are left out, so the best value is a bound on what any plan
+can have on time, but for what whole milliseconds round away. Of the solutions with as much on time one is
+wanted that can be run in spite of them: one that leaves some share of every span idle, as large as can be.
+All numbers are integers, for both solvers to see the same program.
 """
 
 import bisect
