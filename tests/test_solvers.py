@@ -212,6 +212,13 @@ def test_weights_and_deadlines_as_large_as_a_request_may_ask_for_leave_the_heuri
     assert resolve("cp-sat")(moment, PATIENT).decision.status == "failed"
 
 
+def test_no_proof_comes_of_a_moment_that_is_too_short():
+    """CBC takes 0.00035 s for no time at all, and what it has not solved for infeasible."""
+    board = Board(problem(3, 10, 8))
+    program = build(board, by_deadline(board.works))
+    assert ilp.solve(program, [], frozenset(), 0.00035).status == "unknown"
+
+
 def test_a_solver_without_an_answer_leaves_the_heuristic_standing():
     moment = problem(3, 10, 8)
 

@@ -13,6 +13,8 @@ from scheduler.problem import Policy
 
 OVERRUN_S = 0.02
 """CBC is a process of its own: starting and reading it takes this much."""
+LEAST_S = 0.005
+"""With less CBC is not asked: stopped within half a millisecond, it calls anything infeasible."""
 
 
 SOLVERS = {
@@ -44,6 +46,9 @@ def solve(
     solver: str = "cbc",
 ) -> Solution:
     """Solve a program with `more` rows, beginning with those of `start` (of its works) on time."""
+    trivial = float(sum(gain for gain in program.gains if gain > 0))
+    if seconds < LEAST_S:
+        return Solution(None, trivial, "unknown")
     # Variables: on time or not, and milliseconds, which may be fractions here.
     problem = pulp.LpProblem("round", pulp.LpMaximize)
     works = len(program.works)
@@ -68,7 +73,6 @@ def solve(
             columns[index].setInitialValue(int(index in start))
     # The others' command lines take whole seconds.
     limit = seconds if solver == "cbc" else math.ceil(seconds)
-    trivial = float(sum(gain for gain in program.gains if gain > 0))
     with TemporaryDirectory(prefix="tetriserve-") as folder:
         command = pulp.getSolver(SOLVERS[solver], msg=False, timeLimit=limit, **options)
         command.tmpDir = folder  # PuLP leaves its files behind where a solver fails
