@@ -176,7 +176,7 @@ def test_whom_no_line_up_can_have_on_time_a_schedule_has(policy, monkeypatch):
     plan = resolve(policy)
     with_it = plan(squeezed(), PATIENT).decision
     assert (with_it.source, with_it.objective) == ("solver", 3.0)
-    monkeypatch.setattr(exact, "schedule", lambda *_: Found(None, 0))
+    monkeypatch.setattr(exact, "schedule", lambda *_, until: Found(None, 0))
     without = plan(squeezed(), PATIENT).decision
     assert (without.objective, without.bound) == (2.0, 3.0)
 
@@ -194,6 +194,6 @@ def test_the_same_moment_has_the_same_schedule():
     assert found[0] == Found(found[1].tasks, found[1].effort)
 
 
-def test_no_more_moments_than_its_effort():
+def test_no_more_ways_than_its_effort():
     board = Board(squeezed())
     assert schedule(board, board.works, prices(board, board.works), 10) == Found(None, 10)

@@ -25,9 +25,10 @@ PASSES = ((1, 0.25), (1, 0.15), (2, 0.25), (2, 0.15))
 """How many are followed up, and about how many seconds of steps begin at once: the quickest first."""
 WINDOW_S = 0.02
 """Those whose next moments lie within the same window of time have come about as far."""
-EFFORT = 500
-"""Moments to follow up for a decision, 40 us of CPU each as a rule; where ten or twelve wait for eight GPUs,
-0.3 to 0.8 s."""
+MOST_WAITING = 5
+"""So many of those who wait may begin, the earliest deadlines first: twelve would have 70,000 ways."""
+EFFORT = 6000
+"""Ways to go on to look at for a decision, 5 to 10 us of CPU each."""
 
 
 class Part(NamedTuple):
@@ -98,10 +99,13 @@ def _pass(courses: "_Courses", width: int, effort: int) -> Found:
         window = heapq.heappop(order)
         following = _best(windows.pop(window), width)
         for moment in following:
-            spent += 1
-            if spent > effort or courses.out_of_time():
-                return Found(None, effort)
-            for worth, after in courses.after(moment):
+            for entry in courses.after(moment):
+                spent += 1
+                if spent > effort:
+                    return Found(None, effort)
+                if entry is None:
+                    continue
+                worth, after = entry
                 if max(after.left) <= 0:
                     return Found(courses.tasks(after), spent)
                 to = int((after.at - first.at) / WINDOW_S)
@@ -190,8 +194,11 @@ class _Courses:
         left = tuple(work.steps + (work.stage is Stage.ENCODING) for work in self._works)
         return Moment(max(self._now, self._wakes[0]), left, (None,) * len(left))
 
-    def after(self, moment: Moment) -> Iterator[tuple[float, Moment]]:
-        """What may begin, as it looks at the moment after that, and what that is worth."""
+    def after(self, moment: Moment) -> Iterator[tuple[float, Moment] | None]:
+        """What may begin, as it looks at the moment after that, and what that is worth; None: nothing.
+
+        No more comes when the time is up.
+        """
         at, left, parts = moment.at, list(moment.left), list(moment.parts)
         taken, waiting = [], []
         for z, part in enumerate(parts):
@@ -207,9 +214,7 @@ class _Courses:
         for begun in self._choices(waiting, left, taken, at):
             if self.out_of_time():
                 return
-            following = self._begin(moment, left, parts, begun)
-            if following is not None:
-                yield following
+            yield self._begin(moment, left, parts, begun)
 
     def tasks(self, last: Moment) -> list[Task]:
         """The steps of a schedule."""
@@ -234,7 +239,7 @@ class _Courses:
         free = self._open[index]
         room = free.get(1, 0) - sum(taken)
         found: list[tuple[tuple[tuple[int, int, int], ...], int]] = [((), 0)]
-        for z in waiting:
+        for z in waiting[:MOST_WAITING]:
             if left[z] > self._items[z].steps:
                 options = [(1, 0)]
             else:

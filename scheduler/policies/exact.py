@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from scheduler.policies.beam import EFFORT as MOMENTS
+from scheduler.policies.beam import EFFORT as WAYS
 from scheduler.policies.beam import joined, schedule
 from scheduler.policies.board import Board, Work
 from scheduler.policies.edf import by_deadline, finish
@@ -48,7 +48,7 @@ def search() -> Policy:
     return exact(None, 0.0)
 
 
-def exact(solver: Solver | None, overrun_s: float, crowd: int = MAX_CROWD) -> Policy:
+def exact(solver: Solver | None, overrun_s: float, crowd: int = MAX_CROWD, tries: int = TRIES) -> Policy:
     """The policy of a solver that may overrun its time by `overrun_s`, for so many requests at most."""
 
     def plan(problem: Problem, budget_s: float) -> Plan:
@@ -73,7 +73,7 @@ def exact(solver: Solver | None, overrun_s: float, crowd: int = MAX_CROWD) -> Po
             return finish(best, _decision(source, best, "nothing to give"))
         if solver is None:
             return finish(best, _decision(source, best, "not asked"))
-        found = _ask(solver, board, best, until, crowd)
+        found = _ask(solver, board, best, until, crowd, tries)
         if found.lineup is not best:
             source, best = "solver", found.lineup
         decision = replace(
@@ -110,7 +110,7 @@ class _Answer:
     solve_s: float = 0.0
 
 
-def _ask(solver: Solver, board: Board, best: Lineup, until: float, crowd: int) -> _Answer:
+def _ask(solver: Solver, board: Board, best: Lineup, until: float, crowd: int, tries: int) -> _Answer:
     """Ask for more on time than `best` has."""
     answer, order = _Answer(best, _possible(best)), by_deadline(board.works)
     # Decodings are not in the program: they are placed first.
@@ -129,9 +129,9 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float, crowd: int) -
         return answer
     kept = frozenset(z for z, work in enumerate(program.works) if work.request.id in best.finish)
     more = program.more_than(on_time(best) - apart)
-    rows, effort, moments, proven = [more], 1.0, MOMENTS, True
+    rows, effort, ways, proven = [more], 1.0, WAYS, True
     limit = Solution(None, math.inf, "unknown")
-    for _ in range(TRIES):
+    for _ in range(tries):
         left = until - time.perf_counter()
         if left <= 0 or effort < LEAST_EFFORT:
             break
@@ -141,13 +141,13 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float, crowd: int) -
             limit = solution
         if solution.values is None or not program.chosen(solution.values):
             break
-        trial = _try(board, order, program, solution.values, moments, until)
-        if trial.lineup is not None and on_time(trial.lineup) > on_time(best) + TOLERANCE:
+        trial = _try(board, order, program, solution.values, ways, until)
+        if on_time(trial.lineup) > on_time(best) + TOLERANCE:
             answer.lineup = trial.lineup
             break
         # Others, then. Only if these are known to be impossible does that say something of the bound.
         rows.append(program.not_all(solution.values))
-        moments -= trial.moments
+        ways -= trial.ways
         proven = proven and not trial.possible
     if sharing(order):
         # The program is no relaxation of plans with batches.
@@ -158,14 +158,14 @@ def _ask(solver: Solver, board: Board, best: Lineup, until: float, crowd: int) -
 
 
 class _Trial(NamedTuple):
-    """A line-up that has all on time whom a solution has so, if it was found; else whether there may be one.
+    """A line-up with all on time whom a solution has so, or with the most of them that was found.
 
-    `moments` were looked at for it.
+    `possible`: there may be one with all; for a schedule so many `ways` to go on were looked at.
     """
 
-    lineup: Lineup | None
+    lineup: Lineup
     possible: bool = True
-    moments: int = 0
+    ways: int = 0
 
 
 def _try(
@@ -173,26 +173,27 @@ def _try(
     order: tuple[Work, ...],
     program: Program,
     values: Sequence[float],
-    moments: int,
+    ways: int,
     until: float,
 ) -> _Trial:
     """Run a solution as it is, or else look for a schedule of those whom it has on time."""
     chosen = program.chosen(values)
+    ids = ids_of(chosen)
+    found = []
 
-    def run(found: Iterable[Task]) -> Lineup | None:
-        lineup = follow(board, Ranking(order), found)
-        return lineup if ids_of(chosen) <= lineup.finish.keys() else None
+    def runs(steps: Iterable[Task]) -> bool:
+        found.append(follow(board, Ranking(order), steps))
+        return ids <= found[-1].finish.keys()
 
-    lineup = next(filter(None, map(run, tasks(program, values))), None)
-    if lineup is not None:
-        return _Trial(lineup)
+    if any(map(runs, tasks(program, values))):
+        return _Trial(found[-1])
     known = prices(board, chosen)
     if known is None or known.impossible:
-        return _Trial(None, possible=known is None)
-    steps, spent = schedule(board, chosen, known, moments, until=until)
-    if steps is None:
-        return _Trial(None, moments=spent)
-    return _Trial(run(joined(steps)) or run(steps), moments=spent)
+        return _Trial(max(found, key=on_time), possible=known is None)
+    steps, spent = schedule(board, chosen, known, ways, until=until)
+    if steps is not None and (runs(joined(steps)) or runs(steps)):
+        return _Trial(found[-1], ways=spent)
+    return _Trial(max(found, key=on_time), ways=spent)
 
 
 def _ask_of_crowd(solver: Solver, board: Board, answer: _Answer, apart: float, until: float) -> None:

@@ -33,8 +33,8 @@ def ilp(solver: str = "cbc") -> Policy:
     installed = [name for name, known in SOLVERS.items() if pulp.getSolver(known, msg=False).available()]
     if solver not in installed:
         raise ValueError(f"unknown or missing solver {solver!r}; installed are {', '.join(installed)}")
-    # The choice among more would take it several processes.
-    return exact(partial(solve, solver=solver), OVERRUN_S, crowd=MAX_WORKS)
+    # More than one try, or the choice among a crowd, would take it several processes.
+    return exact(partial(solve, solver=solver), OVERRUN_S, crowd=MAX_WORKS, tries=1)
 
 
 def solve(
