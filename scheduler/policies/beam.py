@@ -78,7 +78,7 @@ def schedule(
 
 
 def joined(tasks: Sequence[Task]) -> list[Task]:
-    """The same with what each does at one degree before another one as one task, where that began."""
+    """The same with one task for what a work does at one degree until it changes, in the place of the first."""
     found: list[Task] = []
     latest: dict[tuple[Work, ...], int] = {}
     for task in tasks:
