@@ -78,7 +78,7 @@ def schedule(
 
 
 def joined(tasks: Sequence[Task]) -> list[Task]:
-    """The same with one task for what a work does at one degree until it changes, in the place of the first."""
+    """The same with one task for what a work does at one degree until that changes, where it begins."""
     found: list[Task] = []
     latest: dict[tuple[Work, ...], int] = {}
     for task in tasks:
