@@ -128,6 +128,7 @@ def build(
     ready = [_floor(now, work.ready + work.encode, grain_s) for work in works]
     due = _on_few_cuts([work.hard_due for work in works])
     ended = [work.hard_due + work.decode for work in works]
+    apart_s = [_apart_s(board, work) for work in works]
     free_at = _free_at(board, grain_s)
     begins = (*ready, *(at for times in free_at.values() for at in times))
     last = max((*due, *ended), default=now)
@@ -155,10 +156,9 @@ def build(
         [
             (columns.add(lengths[s]), Use(work, 1, s))
             for s, (begin, end) in enumerate(spans)
-            if work.ready <= end - TOLERANCE and begin + TOLERANCE <= ended[z] and free[s].get(1)
+            if apart_s[z] and work.ready <= end - TOLERANCE and begin + TOLERANCE <= ended[z]
+            if free[s].get(1)
         ]
-        if _stages(board, work)
-        else []
         for z, work in enumerate(works)
     ]
     full = columns.add(PERCENT) if idle and not batches else None
@@ -166,8 +166,8 @@ def build(
     # Rows.
     rows = [_all_steps(z, work, own[z]) for z, work in enumerate(works)]
     rows += [
-        Row((*((c, -1) for c, _ in lane), (z, math.floor(MS * _stages(board, work)))), 0)
-        for z, (work, lane) in enumerate(zip(works, stages, strict=True))
+        Row((*((c, -1) for c, _ in lane), (z, math.floor(MS * apart_s[z]))), 0)
+        for z, lane in enumerate(stages)
         if lane
     ]
     classes = sharing(works) if batches else []
@@ -204,7 +204,7 @@ def build(
     return Program(works, tuple(spans), uses, others, tuple(columns.uppers), tuple(gains), tuple(rows), scale)
 
 
-def _stages(board: Board, work: Work) -> float:
+def _apart_s(board: Board, work: Work) -> float:
     """Seconds of what a work has to do besides its steps, on GPUs that steps could have had."""
     steps = board.able[Stage.DENOISING]
     encode = work.encode if not board.able[Stage.ENCODING] & ~steps else 0.0
