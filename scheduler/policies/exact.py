@@ -1,9 +1,9 @@
 """Policies that ask a solver: the heuristic's line-up is the start, the fallback and the judge.
 
 The solver's program is a fluid (`fluid.py`); the line-up that runs its answer in whole steps and on places
-tells what it really gives. Where that is nothing, a schedule of the same requests is looked for (`beam.py`). It
-is taken where it is strictly better. Where the program has no better answer, the line-up is proved best: no
-plan of this moment has more on time.
+tells what it really gives. Where that is nothing, a schedule of the same requests is looked for (`beam.py`).
+What comes of it is taken where it is strictly better. Where the program has no better answer, the line-up is
+proved best: no plan of this moment has more on time.
 """
 
 import math
