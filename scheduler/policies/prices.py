@@ -5,7 +5,6 @@ left as can be, the same for each: how far they are from being too many. Its dua
 each request is worth, in such steps, and what each request pays for a second at a degree.
 """
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import NamedTuple
 from ortools.linear_solver import pywraplp
 
 from scheduler.policies.board import Board, Work
-from scheduler.policies.fluid import MS, STEP_UNIT, build
+from scheduler.policies.fluid import MS, STEP_UNIT, Program, build
 
 GRAIN_S = 0.001
 """Spans are cut at multiples of this."""
@@ -70,6 +69,35 @@ class Prices:
 def prices(board: Board, works: Sequence[Work]) -> Prices | None:
     """Of works with steps left that are all to be on time; None where the solver does not tell."""
     program = build(board, works, idle=False, grain_s=GRAIN_S)
+    solved = _solve(program)
+    if solved is None:
+        return None
+    spare, values, dual = solved
+    # What a second of each column takes of what is scarce, and all of them together of each span.
+    paid = [0.0] * len(program.uppers)
+    for row, value in zip(program.rows[len(works) :], dual[len(works) :], strict=True):
+        for column, factor in row.terms:
+            paid[column] += MS * value * factor
+    worth = [0.0] * len(program.spans)
+    for column, use in (*program.uses, *program.stages):
+        begin, end = program.spans[use.span]
+        worth[use.span] += values[column] / MS * paid[column] / (end - begin)
+    cuts = [program.spans[0][0], *(end for _, end in program.spans)]
+    found = []
+    for work, step in zip(program.works, dual, strict=False):
+        steps = {k: [0.0] * len(program.spans) for k in work.ladder.degrees}
+        for column, use in program.uses:
+            if use.work is work:
+                steps[use.degree][use.span] = paid[column]
+        stages = {use.span: paid[column] for column, use in program.stages if use.work is work}
+        rates = [stages.get(s, 0.0) for s in range(len(program.spans))]
+        meters = {k: Meter(cuts, by_span) for k, by_span in steps.items()}
+        found.append(Price(step, meters, min(stages.values(), default=0.0), Meter(cuts, rates)))
+    return Prices(spare, tuple(found), Meter(cuts, worth))
+
+
+def _solve(program: Program) -> tuple[float, list[float], list[float]] | None:
+    """Steps to spare, the values of the columns, and the dual values of the rows, those of steps first."""
     solver = pywraplp.Solver.CreateSolver("GLOP")
     count, most = len(program.works), solver.infinity()
 
@@ -95,30 +123,5 @@ def prices(board: Board, works: Sequence[Work]) -> Prices | None:
     solver.Objective().SetMaximization()
     if solver.Solve() != pywraplp.Solver.OPTIMAL:
         return None
-
-    # Solution: what a second of each use takes of what is scarce, and all of them of each span.
-    dual = [row.dual_value() for row in rows]
-    paid = [0.0] * len(program.uppers)
-    for row, value in zip(program.rows[count:], dual[count:], strict=True):
-        for column, factor in row.terms:
-            paid[column] += MS * value * factor
-    cuts = [program.spans[0][0], *(end for _, end in program.spans)]
-    worth = [0.0] * len(program.spans)
-    for column, use in (*program.uses, *program.stages):
-        begin, end = program.spans[use.span]
-        worth[use.span] += columns[column].solution_value() / MS * paid[column] / (end - begin)
-    found = []
-    for z, work in enumerate(program.works):
-        by_degree = {k: [0.0] * len(program.spans) for k in work.ladder.degrees}
-        for column, use in program.uses:
-            if use.work is work:
-                by_degree[use.degree][use.span] = paid[column]
-        apart = [0.0] * len(program.spans)
-        least = math.inf
-        for column, use in program.stages:
-            if use.work is work:
-                apart[use.span] = paid[column]
-                least = min(least, paid[column])
-        meters = {k: Meter(cuts, rates) for k, rates in by_degree.items()}
-        found.append(Price(dual[z], meters, least if least < math.inf else 0.0, Meter(cuts, apart)))
-    return Prices(spare.solution_value(), tuple(found), Meter(cuts, worth))
+    values = [1.0 if column is None else column.solution_value() for column in columns]
+    return spare.solution_value(), values, [row.dual_value() for row in rows]
