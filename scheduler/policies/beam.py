@@ -156,11 +156,7 @@ class _Courses:
     ) -> None:
         self._works, self._worth, self._until = works, prices.worth, until
         self._now = board.problem.now
-        able = board.able[Stage.DENOISING]
-        blocks = {
-            size: [board.ends[block] for block in found if block & able == block]
-            for size, found in board.layout.blocks.items()
-        }
+        blocks = board.block_ends(Stage.DENOISING)
         self._opens = sorted({at for ends in blocks.values() for at in ends if at < math.inf})
         self._open = [
             {size: sum(at <= moment for at in ends) for size, ends in blocks.items()}

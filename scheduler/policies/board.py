@@ -93,6 +93,14 @@ class Board:
         """Blocks of this degree on which the stage can run, free or not, ascending."""
         return self._singles[stage] if degree == 1 else self.layout.blocks.get(degree, ())
 
+    def block_ends(self, stage: Stage) -> dict[int, list[float]]:
+        """When each block of which all GPUs can run the stage is free, by size."""
+        able = self.able[stage]
+        return {
+            size: [self.ends[block] for block in blocks if block & able == block]
+            for size, blocks in self.layout.blocks.items()
+        }
+
     def startable(self, work: Work) -> bool:
         """Whether the work can be given an order now."""
         return self.problem.startable(work.request)

@@ -43,9 +43,8 @@ def solve(
     program: Program, more: Sequence[Row], start: frozenset[int], seconds: float, effort: float = 1.0
 ) -> Solution:
     """Solve a program with `more` rows, beginning with those of `start` (of its works) on time."""
-    trivial = float(sum(gain for gain in program.gains if gain > 0))
     if max(*program.uppers, *map(abs, program.gains)) > _MOST:
-        return Solution(None, trivial, "failed")  # heavy ones beside deadlines in weeks
+        return Solution(None, program.most, "failed")  # heavy ones beside deadlines in weeks
     # Written as the solver reads it: expressions would take several times as long.
     # Variables: on time or not, and milliseconds.
     model = _Model()
@@ -91,6 +90,6 @@ def solve(
 
     # Solution.
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return Solution(None, trivial, _STATUS[status], took)
+        return Solution(None, program.most, _STATUS[status], took)
     values = tuple(map(float, solver.response_proto.solution))
     return Solution(values, solver.best_objective_bound, _STATUS[status], took)

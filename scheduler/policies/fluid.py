@@ -82,6 +82,11 @@ class Program:
     rows: tuple[Row, ...]
     scale: int
 
+    @property
+    def most(self) -> float:
+        """What no objective value exceeds, whatever the rows say."""
+        return float(sum(gain for gain in self.gains if gain > 0))
+
     def weight(self, objective: float) -> float:
         """The weight on time that an objective value, or a bound on it, stands for."""
         return math.ceil(objective / self.scale - TOLERANCE) / WEIGHT_UNIT
@@ -295,12 +300,10 @@ def _at_most(limit: int, terms: Sequence[tuple[int, int]], full: int | None) -> 
 
 def _free_at(board: Board, grain_s: float) -> dict[int, list[float]]:
     """When each block that can run steps is free, by size."""
-    able = board.able[Stage.DENOISING]
+    now = board.problem.now
     return {
-        size: [
-            _floor(board.problem.now, board.ends[block], grain_s) for block in blocks if block & able == block
-        ]
-        for size, blocks in board.layout.blocks.items()
+        size: [_floor(now, at, grain_s) for at in ends]
+        for size, ends in board.block_ends(Stage.DENOISING).items()
     }
 
 

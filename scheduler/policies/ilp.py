@@ -46,9 +46,8 @@ def solve(
     solver: str = "cbc",
 ) -> Solution:
     """Solve a program with `more` rows, beginning with those of `start` (of its works) on time."""
-    trivial = float(sum(gain for gain in program.gains if gain > 0))
     if seconds < LEAST_S:
-        return Solution(None, trivial, "unknown")
+        return Solution(None, program.most, "unknown")
     # Variables: on time or not, and milliseconds, which may be fractions here.
     problem = pulp.LpProblem("round", pulp.LpMaximize)
     works = len(program.works)
@@ -79,15 +78,15 @@ def solve(
         try:
             status = problem.solve(command)
         except pulp.PulpSolverError as error:
-            return Solution(None, trivial, f"failed: {error}")
+            return Solution(None, program.most, f"failed: {error}")
 
     # Solution. PuLP does not pass CBC's bound on: without a proof there is only the trivial one.
     if status == pulp.LpStatusInfeasible:
-        return Solution(None, trivial, "infeasible")
+        return Solution(None, program.most, "infeasible")
     if problem.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
-        return Solution(None, trivial, "unknown")
+        return Solution(None, program.most, "unknown")
     values = tuple(float(x.value()) for x in columns)
     if status == pulp.LpStatusOptimal and problem.sol_status == pulp.LpSolutionOptimal:
         reached = sum(gain * value for gain, value in zip(program.gains, values, strict=True))
         return Solution(values, reached, "optimal")
-    return Solution(values, trivial, "feasible")
+    return Solution(values, program.most, "feasible")
