@@ -13,7 +13,6 @@ import torch.distributed as dist
 from executor import rendezvous
 from executor.meeting import Agreement, CalledOff, Meeting, Missing
 from executor.process_group import CONNECT_TIMEOUT_S, Link, World, is_communication_error
-from executor.yielding import Left
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,10 @@ class Member:
 
     slot: int
     store: str
+
+
+class Left(Exception):
+    """A step was left, by all members before the same layer. The states before it stand."""
 
 
 class GroupAborted(RuntimeError):

@@ -20,6 +20,7 @@ from executor import attention
 from executor.calibration import Calibration
 from executor.courier import Courier
 from executor.encodings import Encodings
+from executor.group import Left
 from executor.groups import CalledOff, Group, GroupAborted, Groups
 from executor.image import ImageSpec
 from executor.jobs import Halt, Job, Jobs
@@ -28,7 +29,7 @@ from executor.pipelines import Pipeline
 from executor.pipelines.base import check_batch
 from executor.roles import DECODE, DENOISE, ENCODE
 from executor.wake import Wake
-from executor.yielding import Exit, Left
+from executor.yielding import Exit
 from tetriserve.logs import Logger
 from tetriserve.v1 import executor_pb2 as pb
 from tetriserve.v1 import types_pb2 as types

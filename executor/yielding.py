@@ -16,19 +16,10 @@ Nobody has anything in flight where all leave, so the group can be used for the 
 alone has nobody to wait for: d = 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from executor.group import Group, Left
 from executor.wake import Wake
-
-if TYPE_CHECKING:
-    from executor.group import Group
-
-
-class Left(Exception):
-    """A step was left, by all members before the same layer. The states before it stand."""
 
 
 class Exit:

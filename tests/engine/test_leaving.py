@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from bench.crew import Crew, Failed, Worker
 from executor import usp
-from executor.group import group_name
+from executor.group import Left, group_name
 from executor.image import ImageSpec
 from executor.jobs import Halt, Job, Jobs
 from executor.latents import pack, unpack
 from executor.runner import Runner
 from executor.wake import Wake
-from executor.yielding import Exit, Left
+from executor.yielding import Exit
 from tetriserve.v1 import executor_pb2 as pb
 from tetriserve.v1 import types_pb2 as types
 
