@@ -19,7 +19,8 @@ from bench.show import progress_bar, show_bound, show_comparison, show_misses, s
 from bench.trials import BOUND, Trial, perform_all
 from scheduler import policies
 from scheduler.config import Config
-from tetriserve.options import NOT_NEGATIVE, POSITIVE
+from tetriserve.files import replacing
+from tetriserve.options import NOT_NEGATIVE, POSITIVE, Picture
 
 RESULTS = click.option(
     "--out",
@@ -89,13 +90,21 @@ seed = click.option("--seed", type=int, default=0, help="Of all that is drawn: t
 @click.option("--policy", type=Policy(), required=True, help="How rounds are planned; see below.")
 @options(WORKLOAD, MACHINES)
 @seed
+@click.option("--timeline", type=Picture(), help="Draw what ran where: a .png, .pdf or .svg file.")
 @as_json
-def simulate(policy: str, as_json: bool, **given: Any) -> None:
+def simulate(policy: str, timeline: Path | None, as_json: bool, **given: Any) -> None:
     """Run one policy over one workload and print what came of it.
 
     SAR (SLO attainment ratio) is the share of requests on time.
     """
-    figures = {"policy": policy, "seed": given["seed"], **run(policy, setting(**given))}
+    wanted = setting(**given)
+    outcomes, figures = run(policy, wanted)
+    figures = {"policy": policy, "seed": given["seed"], **figures}
+    if timeline:
+        from bench import plots  # matplotlib takes its time
+
+        with replacing(timeline) as draft:
+            plots.timeline(policy, outcomes, wanted.gpus, draft)
     if as_json:
         click.echo(json.dumps(figures, indent=2))
     else:

@@ -77,7 +77,8 @@ def paper(
         written.append(plots.cost(main, by_cell, folder / "sar_by_gpu_seconds.png"))
         example = replace(_middle(main).setting.workload, duration=60.0)
         setting = replace(_middle(main).setting, workload=example)
-        written.append(plots.timeline(policies[0], setting, folder / "timeline.png"))
+        outcomes = setting.simulate(policies[0], setting.arrivals())
+        written.append(plots.timeline(policies[0], outcomes, setting.gpus, folder / "timeline.png"))
     return written
 
 

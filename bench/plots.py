@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from bench.compare import Line, lines
 from bench.matrix import Cell
-from bench.runs import Setting
 from bench.simulator import Outcomes
 from bench.trials import BOUND, Record
 from scheduler.problem import Stage
@@ -103,15 +102,10 @@ def cost(cells: Sequence[Cell], records: Records, path: Path) -> Path:
     return save(figure, path)
 
 
-def timeline(policy: str, setting: Setting, path: Path) -> Path:
-    """One run over time."""
-    outcomes: Outcomes = setting.simulate(policy, setting.arrivals())
-    pictures.draw(
-        [_course(tracked) for tracked in outcomes.requests],
-        path,
-        gpus=setting.gpus,
-        title=f"{policy}, simulated",
-    )
+def timeline(policy: str, outcomes: Outcomes, gpus: int, path: Path) -> Path:
+    """One run over time; the ending of `path` is one of `tetriserve.timeline.ENDINGS`."""
+    courses = [_course(tracked) for tracked in outcomes.requests]
+    pictures.draw(courses, path, gpus=gpus, title=f"{policy}, simulated")
     return path
 
 

@@ -124,18 +124,14 @@ class Setting:
         ).run()
 
 
-def run(policy: str, setting: Setting) -> dict[str, Any]:
-    """Figures of one run, as `summary` gives them."""
-    return _run(policy, setting)[1]
-
-
 def run_in_detail(policy: str, setting: Setting) -> dict[str, Any]:
-    """The same with the distribution of latencies."""
-    outcomes, figures = _run(policy, setting)
+    """Figures of one run, with the distribution of latencies."""
+    outcomes, figures = run(policy, setting)
     return {**figures, "latency_percentiles_s": latency_percentiles(outcomes)}
 
 
-def _run(policy: str, setting: Setting) -> tuple[Outcomes, dict[str, Any]]:
+def run(policy: str, setting: Setting) -> tuple[Outcomes, dict[str, Any]]:
+    """One run, and its figures as `summary` gives them."""
     arrivals = setting.arrivals()
     outcomes = setting.simulate(policy, arrivals)
     return outcomes, summary(outcomes, arrivals, setting.gpus)

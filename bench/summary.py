@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from bench.simulator import Arrival, Outcomes
-from scheduler.problem import Decision, Stage
+from scheduler.problem import OPTIMAL, Decision, Stage
 from scheduler.tracking import Submission, Tracked
 
 
@@ -119,7 +119,7 @@ def _fell_back(decision: Decision) -> bool:
     """Whether a solver was asked, and the heuristic's plan was taken without proof that it is best."""
     asked = decision.solve_s > 0
     # With several nodes the status is the least certain one: nothing to give where no other is left open.
-    proven = decision.status in ("optimal", "nothing to give")
+    proven = decision.status in (OPTIMAL, "nothing to give")
     return asked and decision.source == "heuristic" and not proven
 
 

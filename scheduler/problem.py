@@ -113,7 +113,7 @@ class Problem:
     Only GPUs that are free by `horizon` and requests that are `startable` can be given an order in this
     plan; the others are listed because they will compete later. `round_s` bounds an order's length: as
     many whole steps as fit, at least one. `margin_s` is kept free before every deadline.
-    `slack_s` is how long the tightest of the latest arrivals could have been kept waiting. Idle GPUs may
+    `slack_s` is how long GPUs can be kept from arrivals at little risk (`demand.py`). Idle GPUs may
     speed an order up where of the GPU-seconds that it then takes at most the share `scale_up` is extra: 0
     spends none, 1 all there are. `running` are orders that the plan may interrupt. `profile` tells how long
     things take; where nodes are planned apart, `profiles` does for those on which they take otherwise.
@@ -201,9 +201,15 @@ class Assignment:
         return len(self.request_ids)
 
 
+OPTIMAL, NOT_RUN = "optimal", "not run"
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """How a plan was found; `bound` and `objective` are in requests (weighted) on time.
+
+    A `status` of OPTIMAL: no plan has more on time. Of NOT_RUN: a solver has a better answer, which could not
+    be run in whole steps.
 
     Those on time are to take `gpu_seconds` for their steps; if each had all GPUs to itself, they would take
     `least_gpu_seconds`.

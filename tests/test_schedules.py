@@ -178,7 +178,7 @@ def test_whom_no_line_up_can_have_on_time_a_schedule_has(policy, monkeypatch):
     assert (with_it.source, with_it.objective) == ("solver", 3.0)
     monkeypatch.setattr(exact, "schedule", lambda *_, **__: Found(None, 0))
     without = plan(squeezed(), PATIENT).decision
-    assert (without.objective, without.bound) == (2.0, 3.0)
+    assert (without.status, without.objective, without.bound) == ("not run", 2.0, 3.0)
 
 
 def test_what_is_proved_impossible_closes_the_bound(monkeypatch):

@@ -22,6 +22,8 @@ from tetriserve.errors import (
     Unavailable,
 )
 from tetriserve.files import replacing
+from tetriserve.options import Picture
+from tetriserve.timeline import courses, draw
 from tetriserve.types import Event, OnLate, RequestStatus, Stage
 
 ENDED_WITHOUT_IMAGE, BAD_ARGUMENT, NOT_FOUND, UNREACHABLE, REFUSED = 1, 2, 3, 4, 5
@@ -299,25 +301,20 @@ def policy(change: tuple[str, ...], scheduler: str, as_json: bool) -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, writable=True),
+    type=Picture(),
     help="A PNG, PDF or SVG file, by its ending. [default: timeline.png, or none with --json]",
 )
 @click.option("--last", type=click.IntRange(min=1), default=50, show_default=True, help="Requests to draw.")
 @common
-def timeline(output: str | None, last: int, scheduler: str, as_json: bool) -> None:
+def timeline(output: Path | None, last: int, scheduler: str, as_json: bool) -> None:
     """Draw which request ran on which GPUs, and when."""
-    from tetriserve.timeline import ENDINGS, courses, draw  # matplotlib takes its time
-
-    _check_output(output)
-    if output and Path(output).suffix.lower() not in ENDINGS:
-        raise click.BadParameter(f"{output} does not end in {', '.join(ENDINGS)}.", param_hint="--output")
     with Client(scheduler, patience=_PATIENCE) as client:
         statuses = [client.get(status.id) for status in client.list(limit=last)]
         gpus = 1 + max((executor.slot for executor in client.cluster().executors), default=0)
     if as_json:
         _print([status_json(status, spans=True) for status in statuses])
     if output or not as_json:
-        path = output or "timeline.png"
+        path = output or Path("timeline.png")
         try:
             used = [slot for status in statuses for span in status.spans for slot in span.slots]
             with replacing(path) as draft:

@@ -1,9 +1,13 @@
-"""Numbers on the command line."""
+"""What options of the command line take: numbers, and files to draw into."""
 
 import math
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import click
+
+from tetriserve.timeline import ENDINGS
 
 
 class Number(click.FloatRange):
@@ -22,3 +26,22 @@ class Number(click.FloatRange):
 POSITIVE = Number(min=0, min_open=True)
 NOT_NEGATIVE = Number(min=0)
 SHARE = Number(0, 1)
+
+
+class Picture(click.Path):
+    """A file to draw into, whose ending tells what kind of picture is wanted."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, writable=True, path_type=Path)
+
+    def convert(
+        self, value: str | PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """The path."""
+        path = super().convert(value, param, ctx)
+        assert isinstance(path, Path)  # as `path_type` wants it
+        if path.suffix.lower() not in ENDINGS:
+            self.fail(f"{path} does not end in {', '.join(ENDINGS)}.", param, ctx)
+        if not path.resolve().parent.is_dir():
+            self.fail(f"the folder of {path} does not exist.", param, ctx)
+        return path

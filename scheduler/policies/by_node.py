@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from scheduler.dispatch import homes
 from scheduler.placement import layout_of
-from scheduler.problem import ROLES, Decision, Gpu, Plan, Policy, Problem, Request, Stage
+from scheduler.problem import NOT_RUN, OPTIMAL, ROLES, Decision, Gpu, Plan, Policy, Problem, Request, Stage
 
 LEAST_S = 0.015
 """A node gets at least this much of the budget, as long as there is so much: solvers need some to begin."""
@@ -24,8 +24,9 @@ _SURE = (
     "not asked",
     "unknown",
     "feasible",
+    NOT_RUN,
     "nothing to give",
-    "optimal",
+    OPTIMAL,
     "all on time",
     "",
 )

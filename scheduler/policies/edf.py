@@ -11,9 +11,8 @@ from scheduler.policies.batching import encode_first, share
 from scheduler.policies.board import Work
 from scheduler.policies.interrupt import only_for_deadlines, take_back, yielding
 from scheduler.policies.lineup import Lineup, Ranking, line_up, on_time
-from scheduler.policies.mix import TOLERANCE
 from scheduler.policies.spare import give_hopeful, give_yielding
-from scheduler.problem import Decision, Plan, Policy, Problem
+from scheduler.problem import NOT_RUN, Decision, Plan, Policy, Problem
 
 CHEAP = 0.25
 """Scale-up comes before work that gives way where at most this share of its GPU-seconds is extra: who is done
@@ -46,7 +45,7 @@ def finish(lineup: Lineup, decision: Decision) -> Plan:
     little; then by work that gives way, and by what else there is of scale-up. Who would wait all the same
     shares the steps of others, where the profile says that it pays.
     """
-    give_hopeful(lineup, decision.status == "optimal" and decision.gap > TOLERANCE)
+    give_hopeful(lineup, decision.status == NOT_RUN)
     lineup.widen(CHEAP, besides=only_for_deadlines(lineup))
     interrupted = take_back(lineup)
     give_yielding(lineup)

@@ -24,7 +24,7 @@ from scheduler.policies.lineup import Lineup, Ranking, Task, follow, least_gpu_s
 from scheduler.policies.mix import TOLERANCE
 from scheduler.policies.prices import prices
 from scheduler.policies.search import give_up, hurry, improve, join, promote
-from scheduler.problem import Decision, Plan, Policy, Problem
+from scheduler.problem import NOT_RUN, OPTIMAL, Decision, Plan, Policy, Problem
 
 Solver = Callable[[Program, Sequence[Row], frozenset[int], float, float], Solution]
 """Program, more rows, works that are on time in a solution to begin with, seconds, and the share of a
@@ -228,9 +228,11 @@ def _note_bound(answer: _Answer, limit: Solution, program: Program, apart: float
     """What a relaxation says of more than the best line-up has on time."""
     answer.status = limit.status
     if limit.status == "infeasible":
-        answer.status, answer.bound = "optimal", on_time(answer.lineup)
+        answer.status, answer.bound = OPTIMAL, on_time(answer.lineup)
     elif limit.values is not None:
         answer.bound = min(answer.bound, apart + program.weight(limit.bound))
+        if limit.status == OPTIMAL and answer.bound > on_time(answer.lineup) + TOLERANCE:
+            answer.status = NOT_RUN
 
 
 def _limit(

@@ -327,3 +327,21 @@ def test_exchange_draws_the_knobs(tmp_path):
     rows = (tmp_path / "exchange.md").read_text().splitlines()
     assert [row.split(" | ")[0].strip("| ") for row in rows[2:4]] == ["cp-sat", "cp-sat, scale-up 0"]
     assert str(tmp_path / "exchange.md") in done
+
+
+@pytest.mark.parametrize(("policy", "on_time"), [("cp-sat", 3), ("search", 2), ("edf", 2), ("tetriserve", 2)])
+def test_the_example_of_the_documents_is_as_they_say(policy, on_time, tmp_path):
+    picture = tmp_path / "timeline.png"
+    example = Path(__file__).parents[2] / "docs" / "three.csv"
+    found = figures("simulate", "--policy", policy, "--trace", example, "--timeline", picture)
+    assert found["on_time"] == on_time
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_timeline_that_cannot_be_drawn_is_refused_at_once(tmp_path):
+    words = ["simulate", "--policy", "edf", "--timeline"]
+    for path, complaint in (
+        (tmp_path / "x.gif", "does not end in .png, .pdf, .svg"),
+        (tmp_path / "none" / "x.png", "the folder of"),
+    ):
+        assert complaint in call(*words, path, status=2).replace("\n", " ")

@@ -43,9 +43,10 @@ def test_a_fallback_is_one_from_a_solver_that_was_asked():
     decisions = [
         Decision("heuristic", "feasible", solve_s=0.1),
         Decision("heuristic", "unknown", solve_s=0.1),
+        Decision("heuristic", "not run", solve_s=0.1),
         Decision("heuristic", "optimal", solve_s=0.1),
         Decision("solver", "feasible", solve_s=0.1),
         *(Decision("heuristic", status) for status in ("", "all on time", "nothing to give", "too many")),
     ]
     found = summary(Outcomes([], Tally(), decisions), [], 1)
-    assert found["fallbacks"] == 2
+    assert found["fallbacks"] == 3
