@@ -19,7 +19,7 @@ SCALE_UPS = (0.0, 0.25, 0.5, 1.0)
 AGE_BOUNDS = (60.0, 120.0, 300.0)
 MARKERS = "os^Dv<>pPXhd8"
 """Of points of one colour; with more points they come round again."""
-HEADER = ("setting", "SAR, %", "GPU-s per hit", "late, s")
+HEADER = ("setting", "SAR, %", "to the first", "GPU-s per hit", "late, s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def exchange(
         for seed in seeds
     ]
     records = perform_all(trials, jobs, progress=progress)
-    found = [(knob, lines([r for r in records if r["cell"] == knob.name])[0]) for knob in points]
+    found = list(zip(points, lines([{**r, "policy": r["cell"]} for r in records]), strict=True))
     folder.mkdir(parents=True, exist_ok=True)
     return [_table(found, folder / "exchange.md"), _plot(found, folder / "exchange.png")]
 
@@ -73,12 +73,14 @@ def _table(found: Sequence[tuple[Knob, Line]], path: Path) -> Path:
     rows: list[Sequence[str]] = [HEADER, ["---"] * len(HEADER)]
     for knob, line in found:
         spent, late = line.gpu_seconds_per_on_time, line.late_latency_s
-        rows.append((knob.name, show(line.sar, 100, 1), show(spent, 1, 1), show(late, 1, 1)))
+        gain = show(line.gain, 100, 1, sign=True)
+        rows.append((knob.name, show(line.sar, 100, 1), gain, show(spent, 1, 1), show(late, 1, 1)))
     path.write_text("\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n")
     return path
 
 
 def _plot(found: Sequence[tuple[Knob, Line]], path: Path) -> Path:
+    """Means; the bars are the 95 % intervals of the difference to the first, seed by seed."""
     figure = new_figure(12.5, 4.2)
     panels = {
         "GPU-seconds per request on time": lambda line: line.gpu_seconds_per_on_time,
@@ -92,14 +94,17 @@ def _plot(found: Sequence[tuple[Knob, Line]], path: Path) -> Path:
             markers = itertools.cycle("*" if index == 0 else MARKERS)
             for (knob, line), marker in zip(chosen, markers, strict=False):
                 x = figure_of(line)
-                # The first lies on top: others may be at the same place.
-                axes.scatter(
+                axes.errorbar(
                     [] if x is None else [x.mean],
                     [] if x is None else [100 * line.sar.mean],
+                    yerr=None if x is None or line.gain is None else [100 * line.gain.half_width],
                     color=f"C{index}",
                     marker=marker,
-                    s=150 if index == 0 else 45,
-                    zorder=3 if index == 0 else 2,
+                    markersize=15 if index == 0 else 6,
+                    # Others may be at the same place as the first.
+                    fillstyle="none" if index == 0 else "full",
+                    linestyle="none",
+                    elinewidth=0.8,
                     label=knob.name,
                 )
         axes.set_xlabel(label)

@@ -20,4 +20,4 @@ def test_all_policies_are_drawn(tmp_path, monkeypatch, others):
     ]
     exchange._plot(found, tmp_path / "exchange.png")
     for axes in figures[0].axes:
-        assert [points.get_label() for points in axes.collections] == [knob.name for knob, _ in found]
+        assert axes.get_legend_handles_labels()[1] == [knob.name for knob, _ in found]
