@@ -128,12 +128,15 @@ def _json_lines(lines: list[str]) -> Iterator[Row]:
 
 
 def _csv(lines: list[str]) -> Iterator[Row]:
-    reader = csv.DictReader(lines, skipinitialspace=True)
+    # What comes before the header are comments and empty lines.
+    above = next(number for number, line in enumerate(lines) if line.strip())
+    reader = csv.DictReader(lines[above:], skipinitialspace=True)
     missing = {"arrival_s", "width", "height", "steps", "deadline_s"} - set(reader.fieldnames or ())
     if missing:
-        raise _WrongLine(reader.line_num, f"no column {', '.join(sorted(missing))}")
+        raise _WrongLine(above + reader.line_num, f"no column {', '.join(sorted(missing))}")
     for row in reader:
-        yield reader.line_num, {name: text for name, text in row.items() if text not in (None, "")}
+        number = above + reader.line_num
+        yield number, {name: text for name, text in row.items() if text not in (None, "")}
 
 
 _RENAMED = {

@@ -54,6 +54,11 @@ def test_our_own(tmp_path):
 
 
 @pytest.mark.parametrize("text", [CALLS, CSV, OURS])
+def test_comments_and_empty_lines_may_come_first(tmp_path, text):
+    assert read(tmp_path, f"# from the log of Monday\n\n{text}") == read(tmp_path, text)
+
+
+@pytest.mark.parametrize("text", [CALLS, CSV, OURS])
 def test_a_byte_order_mark_is_skipped(tmp_path, text):
     path = tmp_path / "marked"
     path.write_text(text, encoding="utf-8-sig")
@@ -76,6 +81,8 @@ def test_what_is_saved_is_read_again(tmp_path):
         (CSV + "-2,256,256,10,1\n", "line 4: arrival_s is at least 0"),
         (CSV + "2,256,256,1.5,1\n", "line 4: steps is a whole number"),
         (CSV + "2,256\n", "line 4: height is missing"),
+        ("# a\n\narrival_s,width,height\n", "line 3: no column deadline_s, steps"),
+        ("# a\n\n" + CSV + "2,256\n", "line 6: height is missing"),
         ("arrival_s,width,height,steps,deadline_s\n", "no request in it"),
         (OURS + "nonsense\n", "line 5: not JSON"),
         (OURS + '["a"]\n', "line 5: not a JSON object"),
