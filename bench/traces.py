@@ -130,13 +130,21 @@ def _json_lines(lines: list[str]) -> Iterator[Row]:
 def _csv(lines: list[str]) -> Iterator[Row]:
     # What comes before the header are comments and empty lines.
     above = next(number for number, line in enumerate(lines) if line.strip())
-    reader = csv.DictReader(lines[above:], skipinitialspace=True)
-    missing = {"arrival_s", "width", "height", "steps", "deadline_s"} - set(reader.fieldnames or ())
-    if missing:
-        raise _WrongLine(above + reader.line_num, f"no column {', '.join(sorted(missing))}")
-    for row in reader:
-        number = above + reader.line_num
-        yield number, {name: text for name, text in row.items() if text not in (None, "")}
+    # Strict: else a quote that is not closed takes all that follows for one value.
+    reader = csv.DictReader(lines[above:], skipinitialspace=True, strict=True)
+    began = above + 1
+    try:
+        missing = {"arrival_s", "width", "height", "steps", "deadline_s"} - set(reader.fieldnames or ())
+        if missing:
+            raise _WrongLine(above + reader.line_num, f"no column {', '.join(sorted(missing))}")
+        for row in reader:
+            number = above + reader.line_num
+            if None in row:
+                raise _WrongLine(number, "there are more values than columns")
+            yield number, {name: text for name, text in row.items() if text not in (None, "")}
+            began = number + 1
+    except csv.Error as error:
+        raise _WrongLine(began, f"not CSV: {error}") from None
 
 
 _RENAMED = {
