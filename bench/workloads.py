@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.fields import amount, count
+from bench.fields import MOST, amount, count
 from bench.simulator import Arrival
 from scheduler.tracking import Submission
 
@@ -44,6 +44,8 @@ class Kind:
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
             raise ValueError(f"width and height are positive, not {self.width}x{self.height}")
+        if max(self.width, self.height) > MOST:
+            raise ValueError(f"width and height are at most {MOST:g}")
 
 
 def _squares(shares: Sequence[float]) -> list[Kind]:
@@ -73,7 +75,7 @@ def mix(name: str) -> list[Kind]:
         return _MIXES[name]()
     if name.startswith("only:"):
         width, cross, height = name.removeprefix("only:").partition("x")
-        if cross and width.isdigit() and height.isdigit():
+        if cross and width.isdecimal() and height.isdecimal():
             return [Kind(int(width), int(height), 1.0)]
         raise ValueError(f"{name!r} is not of the form only:WIDTHxHEIGHT, such as only:1024x1024")
     path = Path(name)

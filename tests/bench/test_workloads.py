@@ -112,6 +112,15 @@ def test_a_weight_of_nothing_in_a_mix_is_a_weight(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "complaint"),
+    [("only:²x²", "not of the form"), (f"only:1{'0' * 400}x256", "at most"), ("only:0x256", "positive")],
+)
+def test_a_size_that_is_none(name, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        mix(name)
+
+
+@pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("width,height\n1,1\n", "line 1: no column share"),
@@ -128,6 +137,7 @@ def test_a_weight_of_nothing_in_a_mix_is_a_weight(tmp_path):
             }.items()
             for text in texts
         ),
+        ("width,height,share\n1,1e300,1\n", "line 2: height is at most"),
         ("width,height,share\n1,1\n", "line 2: share is missing"),
         ("width,height,share\n1,1,1,9\n", "line 2: there are more values than columns"),
         ("width,height,share\n1,1,-1\n", "line 2: share is at least 0"),
