@@ -42,7 +42,8 @@ def load(path: Path) -> list[Arrival]:
     """
     try:
         # Spreadsheets write a byte order mark in front.
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Not `splitlines`, which would break prompts and classes at a form feed or U+2028, too.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise BadTrace(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:

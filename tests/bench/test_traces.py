@@ -65,6 +65,15 @@ def test_a_byte_order_mark_is_skipped(tmp_path, text):
     assert load(path) == read(tmp_path, text)
 
 
+@pytest.mark.parametrize("odd", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_only_the_end_of_a_line_ends_it(tmp_path, odd):
+    red, gold = f"a {odd} red", f"go{odd}ld"
+    assert read(tmp_path, CALLS.replace("'a \\'red\\'", f"'{red}")) == read(tmp_path, CALLS)
+    for text, label in ((CSV.replace("gold", gold), gold), (OURS.replace('"x"', f'"{red}"'), red)):
+        if odd >= " " or text.startswith("arrival"):  # JSON has no control characters in strings
+            assert label in {arrival.label for arrival in read(tmp_path, text)}
+
+
 def test_what_is_saved_is_read_again(tmp_path):
     arrivals = read(tmp_path, CSV)
     save(arrivals, tmp_path / "saved")
