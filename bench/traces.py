@@ -115,7 +115,7 @@ def _json_lines(lines: list[str]) -> Iterator[Row]:
             continue
         try:
             fields = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise _WrongLine(number, f"not JSON: {error}") from None
         if not isinstance(fields, dict):
             raise _WrongLine(number, "not a JSON object")
@@ -163,7 +163,7 @@ def _calls(lines: list[str]) -> Iterator[Row]:
             continue
         try:
             fields = _keywords(line.strip())
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise _WrongLine(number, f"not Request(name=value, ...): {error}") from None
         renamed = {ours: fields[theirs] for theirs, ours in _RENAMED.items() if theirs in fields}
         if fields.get("num_frames", 1) != 1:
