@@ -1,7 +1,7 @@
 """Traces: recorded or made-up requests in a file, in any of three formats, told apart by their content.
 
 Our own, JSON lines: a header, then one request a line; `deadline_s` counts from the arrival, and
-`steps`, `deadline_s`, `weight` and `class` may be left out (50, none, 1, none):
+`steps`, `deadline_s`, `weight` and `class` may be left out, or null (50, none, 1, none):
 
     {"format": "tetriserve-trace", "version": 1}
     {"arrival_s": 0.0, "width": 1024, "height": 1024, "steps": 28, "deadline_s": 5.0}
@@ -187,6 +187,8 @@ def _keywords(line: str) -> dict[str, Any]:
 
 
 def _arrival(fields: dict[str, Any]) -> Arrival:
+    # Programs write null for what they have not.
+    fields = {name: value for name, value in fields.items() if value is not None}
     submission = Submission(
         id="",
         width=count(fields, "width"),

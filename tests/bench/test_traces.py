@@ -65,6 +65,14 @@ def test_a_byte_order_mark_is_skipped(tmp_path, text):
     assert load(path) == read(tmp_path, text)
 
 
+def test_null_is_as_if_left_out(tmp_path):
+    nulls = '"steps": null, "deadline_s": null, "weight": null, "class": null'
+    ours = OURS.replace('"height": 64', f'"height": 64, {nulls}')
+    assert read(tmp_path, ours) == read(tmp_path, OURS)
+    call = "Request(timestamp=0, width=64, height=64, num_inference_steps=None, slo_ms=None)\n"
+    assert read(tmp_path, call) == [Arrival(0.0, Submission("r0", 64, 64, 50))]
+
+
 @pytest.mark.parametrize("odd", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
 def test_only_the_end_of_a_line_ends_it(tmp_path, odd):
     red, gold = f"a {odd} red", f"go{odd}ld"
@@ -107,6 +115,7 @@ def test_what_is_saved_is_read_again(tmp_path):
         (OURS + "[" * 100_000 + "\n", "line 5: not JSON"),
         (OURS + "1" * 5000 + "\n", "line 5: not JSON"),
         (f"Request(timestamp={'-' * 100_000}1)\n", "line 1: not Request(name=value"),
+        (OURS + '{"arrival_s": 1, "width": null, "height": 1}\n', "line 5: width is missing"),
         ("Request(timestamp=0)\n", "line 1: width is missing"),
         ("Request(timestamp=0, width=1, height=1, slo_ms='a')\n", "line 1: slo_ms is a number"),
         ("Request(timestamp=0, width=1, height=1, num_frames=9)\n", "line 1: num_frames is 1, not 9"),
