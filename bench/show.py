@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from bench.compare import HEADER, LEGEND, Line, cells
 from bench.misses import Miss
@@ -50,7 +51,8 @@ def show_summary(figures: Mapping[str, Any]) -> None:
     )
     for name, label in _LABELS.items():
         if name in figures and figures[name] != {}:
-            table.add_row(label, _text(figures[name], name in _SHARES))
+            # As it is: a class of a trace may look like markup.
+            table.add_row(label, Text(_text(figures[name], name in _SHARES)))
     Console().print(table)
 
 

@@ -140,6 +140,14 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
     assert call("workload", *SHORT, "-o", "/dev/full", status=1) == "Error: No space left on device\n"
 
 
+def test_a_class_is_shown_as_it_is(tmp_path):
+    trace = tmp_path / "trace.csv"
+    head = "arrival_s,width,height,steps,deadline_s,class\n"
+    trace.write_text(head + "0,256,256,5,9,[/gold]\n0,256,256,5,9,[red]\n")
+    output = call("simulate", "--policy", "edf", "--trace", trace)
+    assert "[red] 100.0%, [/gold] 100.0%" in output
+
+
 def test_a_broken_trace_names_the_line(tmp_path):
     trace = tmp_path / "trace.csv"
     trace.write_text("arrival_s,width,height,steps,deadline_s\n0,a,256,10,5\n")
