@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
+from bench.aside import printing_aside
 from bench.batches import least_shares
 from bench.energy import most_by_energy
 from bench.program import Job, busy_periods, fluid
@@ -64,7 +65,8 @@ def bound(arrivals: Iterable[Arrival], profile: Profile, gpus: int, time_limit_s
     weight, proven = 0.0, True
     chosen: list[str] = []
     for period in periods:
-        best, optimal, on_time = _solve(period, gpus, time_limit_s)
+        with printing_aside():
+            best, optimal, on_time = _solve(period, gpus, time_limit_s)
         weight += best
         proven = proven and optimal
         chosen += on_time

@@ -1,6 +1,8 @@
 """The commands of `python -m bench`, as a user calls them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -12,8 +14,11 @@ from bench.cli import main
 from bench.compare import cells, lines
 from bench.intervals import estimate, paired
 from bench.runs import SERVER_CONFIG, bundled_profiles, profile
+from bench.simulator import Arrival
+from bench.traces import save
 from scheduler import command
 from scheduler.config import Config
+from scheduler.tracking import Submission
 
 DERIVED = ["flux1-dev-8xh100", "sd3-medium-4xa40"]
 SHORT = ["--duration", "60", "--seed", "1"]
@@ -161,6 +166,23 @@ def test_the_bound_is_above_what_is_reached():
     assert limit["proven"]
     assert limit["total"] == reached["requests"]
     assert reached["sar"] <= limit["sar_bound"] <= 1
+
+
+def test_what_the_solver_prints_is_no_part_of_the_json(tmp_path):
+    # With these HiGHS 1.12 mends a solution and says so, on standard output.
+    requests = [
+        (1.3, 256, 47, 7.92, 1e6),
+        (2.3, 256, 48, 7.9, 1.0),
+        (3.21, 256, 41, 8.0, 1e6),
+        (3.4249944679965285, 2048, 29, 26.4, 0.001),
+        (3.592496636400277, 2048, 42, 26.4, 0.001),
+        (4.0, 512, 44, 10.6, 1.0),
+        (5.0, 512, 3, 11.0, 1e6),
+    ]
+    save([Arrival(at, Submission("", side, side, *rest)) for at, side, *rest in requests], tmp_path / "trace")
+    command = [sys.executable, "-m", "bench", "bound", "--gpus", "2", "--json", "--trace", tmp_path / "trace"]
+    found = subprocess.run(command, capture_output=True, check=True)
+    assert json.loads(found.stdout)["largest_period"] == 7
 
 
 def test_gpus_that_do_not_make_equal_nodes_are_refused_by_all(tmp_path):
