@@ -110,7 +110,10 @@ def _end_with_parent() -> None:
 def _read(file: Path | None) -> Iterable[Record]:
     if file is None or not file.exists():
         return
-    for line in file.read_text().splitlines():
-        # Half a line is what a run leaves that is killed while it writes: that trial is run again.
+    for line in file.read_text(errors="replace").splitlines():
+        # Half a line is what a run leaves that is killed while it writes, and who knows what a machine that
+        # fails: those trials are run again.
         with contextlib.suppress(json.JSONDecodeError):
-            yield json.loads(line)
+            record = json.loads(line)
+            if isinstance(record, dict) and "key" in record:
+                yield record

@@ -277,10 +277,10 @@ def test_paper_writes_everything_and_resumes(tmp_path):
     recorded = (tmp_path / "records.jsonl").read_text()
     assert len(recorded.splitlines()) == 4
     # Half a line is left by a run that was killed; one record is done again.
-    (tmp_path / "records.jsonl").write_text(recorded[:-40])
+    (tmp_path / "records.jsonl").write_bytes(b"\xff\x00\n{}\n9\n" + recorded[:-40].encode())
     call(*words)
-    again = (tmp_path / "records.jsonl").read_text().splitlines()
-    assert len(again) == 5
+    again = (tmp_path / "records.jsonl").read_bytes().splitlines()
+    assert len(again) == 3 + 5
     assert "bursts skewed 1.2x 12/min" in (tmp_path / "bursts.md").read_text()
 
 
