@@ -14,7 +14,7 @@ from bench.workloads import MIX_HELP, PROCESSES, STEPS, Workload, mix
 from scheduler import policies
 from scheduler.admission import Admission
 from scheduler.config import Config
-from tetriserve.options import NOT_NEGATIVE, POSITIVE, SHARE
+from tetriserve.options import MOST, NOT_NEGATIVE, POSITIVE, SHARE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,7 +59,7 @@ def _decisions(text: str) -> tuple[bool, float]:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 <= seconds < math.inf:
+    if not 0 <= seconds <= MOST:
         raise ValueError(f"{text!r} is neither measured nor a time in seconds, such as 0.05")
     return False, seconds
 

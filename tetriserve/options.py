@@ -9,6 +9,9 @@ import click
 
 from tetriserve.timeline import ENDINGS
 
+MOST = 1e12
+"""Far beyond all that makes sense; of larger ones sums and products would not be finite any more."""
+
 
 class Number(click.FloatRange):
     """A finite number in a range; a range alone lets `nan` through, and `inf` where it is open."""
@@ -20,6 +23,8 @@ class Number(click.FloatRange):
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is no finite number", param, ctx)
+        if abs(number) > MOST:
+            self.fail(f"{value} is too large, at most {MOST:g} is allowed", param, ctx)
         return number
 
 
