@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from reprlib import repr as short
 from typing import TypeVar
 
 N = TypeVar("N", int, float)
@@ -21,6 +22,8 @@ KINDS = ("step", "encode", "decode", "switch", "layer")
 # What a file must have.
 OWN_COLUMNS = {"kind", "width", "height", "degree", "batch", "seconds"}
 PLAIN_COLUMNS = {"width", "height", "degree", "seconds_per_step"}
+LARGEST = 2**32 - 1
+"""Side, degree or batch: no message has room for more."""
 LAYERS = 24.0
 """Of a model whose profile does not say: SD3-medium has so many, other families more."""
 
@@ -50,6 +53,8 @@ class StepTime:
         for name in (*sides, "degree", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+            if getattr(self, name) > LARGEST:
+                raise ValueError(f"{name} is at most {LARGEST}")
         if not 0 < self.seconds < math.inf:
             raise ValueError(f"{self.kind}: seconds are positive and finite, not {self.seconds:g}")
 
@@ -318,4 +323,4 @@ def number(line: Line, column: str, kind: type[N]) -> N:
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"{column} is a {'whole ' * (kind is int)}number, not {text!r}") from None
+        raise ValueError(f"{column} is a {'whole ' * (kind is int)}number, not {short(text)}") from None

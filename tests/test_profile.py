@@ -102,6 +102,11 @@ def test_a_plain_file_is_read_too(tmp_path):
         (b"1024,1024,1,fast\n", ", line 2: seconds_per_step is a number, not 'fast'"),
         (b"1024,1024,1,-1\n", ", line 2: step: seconds are positive and finite, not -1"),
         (b"1024,1024,1,0.5\n1024,0,1,1\n", ", line 3: height is at least 1, not 0"),
+        (b"1" + b"0" * 400 + b",1024,1,1\n", ", line 2: width is at most 4294967295"),
+        (
+            b"1024,1024,1" + b"0" * 5000 + b",1\n",
+            f", line 2: degree is a whole number, not '1{'0' * 11}...{'0' * 13}'",
+        ),
         (b"1024,1024,1.5,1\n", ", line 2: degree is a whole number, not '1.5'"),
         (b"1024,1024\n", ", line 2: degree is missing"),
         (b"1024,1024,1,0,5\n", ", line 2: there are more values than columns"),
