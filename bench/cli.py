@@ -2,6 +2,7 @@
 
 import errno
 import json
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,10 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (ValueError, ImportError) as error:
             raise click.ClickException(str(error)) from error
+        except BrokenProcessPool:
+            raise click.ClickException(
+                "a process was killed in the middle of a run, perhaps for want of memory: try fewer --jobs"
+            ) from None
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # the reader has seen enough; click leaves quietly

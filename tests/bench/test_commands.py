@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import click
@@ -228,6 +229,15 @@ def test_compare_shows_policies_side_by_side():
     assert limit.sar.mean >= edf.sar.mean
     assert "±" in call("compare", "--policies", "edf", *SHORT, "--seeds", 2, "--jobs", 1)
     assert "name each policy once" in call("compare", "--policies", "edf,edf", status=2)
+
+
+def test_a_process_that_is_killed_is_said_in_a_line(monkeypatch):
+    def killed(_trial: trials.Trial) -> trials.Record:
+        raise BrokenProcessPool("terminated abruptly")
+
+    monkeypatch.setattr(trials, "perform", killed)
+    output = call("compare", "--policies", "edf", "--jobs", 1, *SHORT, status=1)
+    assert "Error: a process was killed in the middle of a run" in output
 
 
 def test_without_deadlines_latencies_are_compared(tmp_path):
