@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from reprlib import repr as short
 from typing import Any
 
-MOST = 1e12
-"""Far beyond all that makes sense, and sums and products of such are still finite and exact enough."""
+from tetriserve.options import MOST
 
 
 def amount(fields: Mapping[str, Any], name: str, least: float) -> float:

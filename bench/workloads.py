@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.fields import MOST, amount, count
+from bench.fields import amount, count
 from bench.simulator import Arrival
 from scheduler.tracking import Submission
+from tetriserve.options import MOST
 
 STEPS = 50
 """Denoising steps of a request, as in the paper."""
