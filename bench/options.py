@@ -1,11 +1,12 @@
 """Options that several commands share, and the setting that they amount to."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from bench import traces
 from bench.conditions import Conditions
@@ -84,6 +85,8 @@ def _mix(text: str) -> str:
     return text
 
 
+DRAWN = ("mix", "rate", "duration", "arrivals", "deadlines", "weights", "steps")
+"""What a trace takes the place of."""
 WORKLOAD = [
     click.option("--mix", default="uniform", callback=_parsed(_mix), help=f"Sizes: {MIX_HELP} (README)."),
     click.option("--rate", type=POSITIVE, default=12.0, help="Requests a minute, on average."),
@@ -228,6 +231,15 @@ def options(*groups: list[Callable[[F], F]]) -> Callable[[F], F]:
     return decorate
 
 
+def _warn_of(names: Sequence[str], why: str) -> None:
+    """Say which of these options were given for nothing."""
+    context = click.get_current_context(silent=True)
+    line = ParameterSource.COMMANDLINE
+    given = [f"--{name}" for name in names if context and context.get_parameter_source(name) is line]
+    if given:
+        click.echo(f"No heed is taken of {', '.join(given)} {why}.", err=True)
+
+
 def setting(
     *,
     mix: str,
@@ -264,6 +276,8 @@ def setting(
     """The setting of the options' values."""
     from bench.workloads import mix as kinds
 
+    if trace:
+        _warn_of(DRAWN, "with --trace, where the file has them")
     process, times = arrivals
     workload = Workload(
         kinds(mix),

@@ -388,3 +388,16 @@ def test_a_timeline_that_cannot_be_drawn_is_refused_at_once(tmp_path):
         (tmp_path / "none" / "x.png", "the folder of"),
     ):
         assert complaint in call(*words, path, status=2).replace("\n", " ")
+
+
+def test_options_that_a_trace_takes_the_place_of_are_named():
+    example = Path(__file__).parents[2] / "docs" / "three.csv"
+    words = ["simulate", "--policy", "edf", "--trace", str(example), "--json"]
+    ended = CliRunner().invoke(main, [*words, "--mix", "skewed", "--rate", "6"])
+    assert "No heed is taken of --mix, --rate with --trace" in ended.stderr
+    plain = CliRunner().invoke(main, words)
+    assert plain.stderr == ""
+    one, other = json.loads(ended.stdout), json.loads(plain.stdout)
+    for found in (one, other):
+        del found["decision_ms"]
+    assert one == other
