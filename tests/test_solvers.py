@@ -219,6 +219,24 @@ def test_no_proof_comes_of_a_moment_that_is_too_short():
     assert ilp.solve(program, [], frozenset(), 0.00035).status == "unknown"
 
 
+def test_cbc_has_what_writing_the_model_leaves_of_the_time(monkeypatch):
+    board = Board(problem(1, 4, 8))
+    program = build(board, by_deadline(board.works))
+    known, given = ilp.pulp.getSolver, []
+
+    def solver(name, timeLimit, **options):
+        given.append(timeLimit)
+        return known(name, timeLimit=PATIENT, **options)
+
+    clock = itertools.count(step=2.0)
+    monkeypatch.setattr(ilp.pulp, "getSolver", solver)
+    monkeypatch.setattr(ilp.time, "perf_counter", lambda: next(clock))
+    ilp.solve(program, [], frozenset(), 5.0)
+    assert given == [3.0]
+    assert ilp.solve(program, [], frozenset(), 2.0).status == "unknown"
+    assert given == [3.0]
+
+
 def test_a_solver_without_an_answer_leaves_the_heuristic_standing():
     moment = problem(3, 10, 8)
 

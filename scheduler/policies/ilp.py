@@ -1,6 +1,7 @@
 """The fluid model as a mixed-integer program in PuLP; solved by CBC, which comes with it, or by another."""
 
 import math
+import time
 from collections.abc import Sequence
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -11,8 +12,8 @@ from scheduler.policies.exact import MAX_WORKS, exact
 from scheduler.policies.fluid import STEP_UNIT, Program, Row, Solution
 from scheduler.problem import Policy
 
-OVERRUN_S = 0.02
-"""CBC is a process of its own: starting and reading it takes this much."""
+OVERRUN_S = 0.03
+"""CBC is a process of its own: to start it, to stop it and to read what it wrote take up to this much."""
 LEAST_S = 0.005
 """With less CBC is not asked: stopped within half a millisecond, it calls anything infeasible."""
 
@@ -46,8 +47,7 @@ def solve(
     solver: str = "cbc",
 ) -> Solution:
     """Solve a program with `more` rows, beginning with those of `start` (of its works) on time."""
-    if seconds < LEAST_S:
-        return Solution(None, program.most, "unknown")
+    until = time.perf_counter() + seconds
     # Variables: on time or not, and milliseconds, which may be fractions here.
     problem = pulp.LpProblem("round", pulp.LpMaximize)
     works = len(program.works)
@@ -70,8 +70,11 @@ def solve(
     if options:
         for index in range(works):
             columns[index].setInitialValue(int(index in start))
+    left = until - time.perf_counter()
+    if left < LEAST_S:
+        return Solution(None, program.most, "unknown")
     # The others' command lines take whole seconds.
-    limit = seconds if solver == "cbc" else math.ceil(seconds)
+    limit = left if solver == "cbc" else math.ceil(left)
     with TemporaryDirectory(prefix="tetriserve-") as folder:
         command = pulp.getSolver(SOLVERS[solver], msg=False, timeLimit=limit, **options)
         command.tmpDir = folder  # PuLP leaves its files behind where a solver fails
