@@ -11,7 +11,7 @@ import click
 
 from bench import bound as limits
 from bench import misses as missed
-from bench import traces
+from bench import plots, traces
 from bench.compare import lines
 from bench.matrix import GROUPS
 from bench.options import MACHINES, SCHEDULER, WORKLOAD, Policy, options, setting
@@ -97,7 +97,7 @@ seed = click.option("--seed", type=int, default=0, help="Of all that is drawn: t
 @seed
 @click.option("--timeline", type=Picture(), help="Draw what ran where: a .png, .pdf or .svg file.")
 @as_json
-def simulate(policy: str, timeline: Path | None, as_json: bool, **given: Any) -> None:
+def simulate(policy: str, timeline: str | None, as_json: bool, **given: Any) -> None:
     """Run one policy over one workload and print what came of it.
 
     SAR (SLO attainment ratio) is the share of requests on time.
@@ -106,8 +106,6 @@ def simulate(policy: str, timeline: Path | None, as_json: bool, **given: Any) ->
     outcomes, figures = run(policy, wanted)
     figures = {"policy": policy, "seed": given["seed"], **figures}
     if timeline:
-        from bench import plots  # matplotlib takes its time
-
         with replacing(timeline) as draft:
             plots.timeline(policy, outcomes, wanted.gpus, draft)
     if as_json:

@@ -1,7 +1,7 @@
 """Options that several commands share, and the setting that they amount to."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -231,13 +231,12 @@ def options(*groups: list[Callable[[F], F]]) -> Callable[[F], F]:
     return decorate
 
 
-def _warn_of(names: Sequence[str], why: str) -> None:
-    """Say which of these options were given for nothing."""
-    context = click.get_current_context(silent=True)
-    line = ParameterSource.COMMANDLINE
-    given = [f"--{name}" for name in names if context and context.get_parameter_source(name) is line]
+def _warn_of_drawn() -> None:
+    """Say which options a trace makes mean nothing."""
+    source = click.get_current_context().get_parameter_source
+    given = [f"--{name}" for name in DRAWN if source(name) is ParameterSource.COMMANDLINE]
     if given:
-        click.echo(f"No heed is taken of {', '.join(given)} {why}.", err=True)
+        click.echo(f"No heed is taken of {', '.join(given)} with --trace, where the file has them.", err=True)
 
 
 def setting(
@@ -277,7 +276,7 @@ def setting(
     from bench.workloads import mix as kinds
 
     if trace:
-        _warn_of(DRAWN, "with --trace, where the file has them")
+        _warn_of_drawn()
     process, times = arrivals
     workload = Workload(
         kinds(mix),

@@ -22,7 +22,7 @@ from tetriserve.errors import (
     Unavailable,
 )
 from tetriserve.files import replacing
-from tetriserve.options import Picture
+from tetriserve.options import Output, Picture
 from tetriserve.timeline import courses, draw
 from tetriserve.types import Event, OnLate, RequestStatus, Stage
 
@@ -112,7 +112,7 @@ image_previews = click.option(
 output_png = click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, writable=True, allow_dash=True),
+    type=Output(allow_dash=True),
     help="Write the PNG here; - is standard output.",
 )
 
@@ -166,7 +166,6 @@ def submit(
         raise click.UsageError("--no-wait leaves before there is an image for --output.")
     if previews and not wait:
         raise click.UsageError("--no-wait leaves before there are --previews.")
-    _check_output(output)
     with Client(scheduler, patience=_PATIENCE) as client:
         status = client.submit(prompt, **options)
     if wait:
@@ -182,7 +181,6 @@ def submit(
 @common
 def watch(id: str, output: str | None, previews: int, scheduler: str, as_json: bool) -> None:
     """Follow request ID until it ends. With --json: one event a line, previews in base64."""
-    _check_output(output)
     if not as_json:
         _see_to_the_end(id, output, scheduler, False, previews)
         return
@@ -201,7 +199,6 @@ def watch(id: str, output: str | None, previews: int, scheduler: str, as_json: b
 @common
 def get(id: str, output: str | None, scheduler: str, as_json: bool) -> None:
     """Show request ID, or write its image with --output."""
-    _check_output(output)
     with Client(scheduler, patience=_PATIENCE) as client:
         status = client.get(id)
         if output:
@@ -306,7 +303,7 @@ def policy(change: tuple[str, ...], scheduler: str, as_json: bool) -> None:
 )
 @click.option("--last", type=click.IntRange(min=1), default=50, show_default=True, help="Requests to draw.")
 @common
-def timeline(output: Path | None, last: int, scheduler: str, as_json: bool) -> None:
+def timeline(output: str | None, last: int, scheduler: str, as_json: bool) -> None:
     """Draw which request ran on which GPUs, and when."""
     with Client(scheduler, patience=_PATIENCE) as client:
         statuses = [client.get(status.id) for status in client.list(limit=last)]
@@ -314,7 +311,7 @@ def timeline(output: Path | None, last: int, scheduler: str, as_json: bool) -> N
     if as_json:
         _print([status_json(status, spans=True) for status in statuses])
     if output or not as_json:
-        path = output or Path("timeline.png")
+        path = output or "timeline.png"
         try:
             used = [slot for status in statuses for span in status.spans for slot in span.slots]
             with replacing(path) as draft:
@@ -369,12 +366,6 @@ def _report(status: RequestStatus, output: str | None) -> None:
     _print(line)
     if not output:
         _say(f"Get the image: tetriserve get {status.id} -o FILE.png")
-
-
-def _check_output(output: str | None) -> None:
-    """Before the work, not after it."""
-    if output and output != "-" and not Path(output).resolve().parent.is_dir():
-        raise click.BadParameter(f"the folder of {output} does not exist.", param_hint="--output")
 
 
 def _write(output: str, image: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What options of the command line take: numbers, and files to draw into."""
+"""What options of the command line take: numbers, and files to write."""
 
 import math
 from os import PathLike
@@ -33,20 +33,30 @@ NOT_NEGATIVE = Number(min=0)
 SHARE = Number(0, 1)
 
 
-class Picture(click.Path):
-    """A file to draw into, whose ending tells what kind of picture is wanted."""
+class Output(click.Path):
+    """A file to write, whose folder is there: else that is said before the work, not after it."""
 
-    def __init__(self) -> None:
-        super().__init__(dir_okay=False, writable=True, path_type=Path)
+    def __init__(self, allow_dash: bool = False) -> None:
+        super().__init__(dir_okay=False, writable=True, allow_dash=allow_dash)
 
     def convert(
         self, value: str | PathLike[str], param: click.Parameter | None, ctx: click.Context | None
-    ) -> Path:
+    ) -> str:
+        """The path."""
+        path = str(super().convert(value, param, ctx))
+        if not (self.allow_dash and path == "-") and not Path(path).resolve().parent.is_dir():
+            self.fail(f"the folder of {path} does not exist.", param, ctx)
+        return path
+
+
+class Picture(Output):
+    """A file to draw into, whose ending tells what kind of picture is wanted."""
+
+    def convert(
+        self, value: str | PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
         """The path."""
         path = super().convert(value, param, ctx)
-        assert isinstance(path, Path)  # as `path_type` wants it
-        if path.suffix.lower() not in ENDINGS:
+        if Path(path).suffix.lower() not in ENDINGS:
             self.fail(f"{path} does not end in {', '.join(ENDINGS)}.", param, ctx)
-        if not path.resolve().parent.is_dir():
-            self.fail(f"the folder of {path} does not exist.", param, ctx)
         return path

@@ -23,6 +23,7 @@ from scheduler.tracking import Submission
 
 DERIVED = ["flux1-dev-8xh100", "sd3-medium-4xa40"]
 SHORT = ["--duration", "60", "--seed", "1"]
+EXAMPLE = Path(__file__).parents[2] / "docs" / "three.csv"
 
 
 def call(*words: object, status: int = 0) -> str:
@@ -375,8 +376,7 @@ def test_exchange_draws_the_knobs(tmp_path):
 @pytest.mark.parametrize(("policy", "on_time"), [("cp-sat", 3), ("search", 2), ("edf", 2), ("tetriserve", 2)])
 def test_the_example_of_the_documents_is_as_they_say(policy, on_time, tmp_path):
     picture = tmp_path / "timeline.png"
-    example = Path(__file__).parents[2] / "docs" / "three.csv"
-    found = figures("simulate", "--policy", policy, "--trace", example, "--timeline", picture)
+    found = figures("simulate", "--policy", policy, "--trace", EXAMPLE, "--timeline", picture)
     assert found["on_time"] == on_time
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -391,8 +391,7 @@ def test_a_timeline_that_cannot_be_drawn_is_refused_at_once(tmp_path):
 
 
 def test_options_that_a_trace_takes_the_place_of_are_named():
-    example = Path(__file__).parents[2] / "docs" / "three.csv"
-    words = ["simulate", "--policy", "edf", "--trace", str(example), "--json"]
+    words = ["simulate", "--policy", "edf", "--trace", str(EXAMPLE), "--json"]
     ended = CliRunner().invoke(main, [*words, "--mix", "skewed", "--rate", "6"])
     assert "No heed is taken of --mix, --rate with --trace" in ended.stderr
     plain = CliRunner().invoke(main, words)
