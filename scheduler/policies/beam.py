@@ -181,10 +181,6 @@ class _Courses:
         ]
         self._wakes = sorted({*self._opens, *(item.ready for item in self._items)})
 
-    def out_of_time(self) -> bool:
-        """Whether no more can be looked at."""
-        return time.perf_counter() >= self._until
-
     def first(self) -> Moment:
         """Nothing has begun."""
         left = tuple(work.steps + (work.stage is Stage.ENCODING) for work in self._works)
@@ -208,7 +204,7 @@ class _Courses:
             elif left[z] > 0 and self._items[z].ready <= at + TOLERANCE:
                 waiting.append(z)
         for begun in self._choices(waiting, left, taken, at):
-            if self.out_of_time():
+            if time.perf_counter() >= self._until:
                 return
             yield self._begin(moment, left, parts, begun)
 
